@@ -1,0 +1,240 @@
+"""The recipe: every value of one run, merged and validated once.  It travels to the workers as it is.
+
+Values come as flat keys (`{"ucd.temperature": 0.1}`) from file, command line, request and sampler
+alike.  A key is `<section>.<field>` or `<term>.<field>`, or one of scenario, setting, method, seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self, get_args
+
+from pydantic import SerializeAsAny, ValidationError
+
+from ucd_ray.config import (
+    NEVER,
+    SECTIONS,
+    ComputeConfig,
+    Config,
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    OptimConfig,
+)
+from ucd_ray.errors import ConfigError, did_you_mean
+from ucd_ray.methods import METHOD_DEFAULTS, METHODS, Term
+from ucd_ray.scenarios import LISTED_DISJOINT, Scenario, Setting, parse_scenario, scenario_from_mapping
+
+TOP_KEYS = ("scenario", "setting", "method", "seed")
+
+
+class Recipe(Config):
+    """Scenario, method and every number that determines a run."""
+
+    scenario: Scenario
+    """Data set and classes per step: a name, a YAML file, or explicit steps."""
+    setting: Setting = "overlapped"
+    """Which images and labels a step sees: sequential, disjoint or overlapped."""
+    method: str = "mib+ucd"
+    """Name of the method, that is of its loss terms."""
+    seed: int = 42
+    """Seed of hold-out, initial weights, image order and augmentation."""
+    data: DataConfig = DataConfig()
+    """Images and augmentation."""
+    model: ModelConfig = ModelConfig()
+    """Network."""
+    optim: OptimConfig = OptimConfig()
+    """Optimizer and schedule."""
+    eval: EvalConfig = EvalConfig()
+    """Evaluation."""
+    compute: ComputeConfig = ComputeConfig()
+    """Precision and determinism."""
+    terms: tuple[SerializeAsAny[Term], ...] = ()
+    """The method's loss terms with their values."""
+
+    @classmethod
+    def from_flat(cls, values: Mapping[str, Any]) -> Self:
+        """The validated recipe of flat `values`; the method's and the fields' defaults fill the rest.
+
+        Raises ConfigError naming the key and its value.
+        """
+        method = values.get("method", cls.model_fields["method"].default)
+        if not isinstance(method, str) or method not in METHODS:
+            raise ConfigError(f"unknown method '{method}'; {did_you_mean(str(method), METHODS)}")
+        merged = {**METHOD_DEFAULTS.get(method, {}), **values}
+        terms = {term.section: term for term in METHODS[method]}
+        groups: dict[str, dict[str, Any]] = {name: {} for name in (*SECTIONS, *terms)}
+        for key, value in merged.items():
+            if key in TOP_KEYS:
+                continue
+            check_key(key, method)
+            section, field = key.split(".")
+            groups[section][field] = value
+        return cls(
+            scenario=_scenario(merged),
+            setting=_setting(values.get("setting", "overlapped")),
+            method=method,
+            seed=_integer("seed", values.get("seed", 42)),
+            terms=tuple(
+                _build(type(term), name, {**term.model_dump(), **groups[name]})
+                for name, term in terms.items()
+            ),
+            **{name: _build(section, name, groups[name]) for name, section in SECTIONS.items()},
+        )
+
+    def with_overrides(self, values: Mapping[str, Any]) -> Self:
+        """This recipe with other values under some flat keys.  Raises ConfigError."""
+        flat = self.flat()
+        if values.get("method", self.method) != self.method:
+            brought = {*self.loss_keys(), *METHOD_DEFAULTS.get(self.method, {})}
+            flat = {key: value for key, value in flat.items() if key not in brought}
+        return type(self).from_flat({**flat, **values})
+
+    def flat(self) -> dict[str, Any]:
+        """Every value under its flat key; `Recipe.from_flat` of it gives the same recipe."""
+        named = self.scenario.name and not self.scenario.name.endswith(("yaml", "yml"))
+        flat: dict[str, Any] = {
+            "scenario": self.scenario.model_dump(mode="json"),
+            "setting": self.setting,
+            "method": self.method,
+            "seed": self.seed,
+        }
+        if named and _parses_to(self.scenario):
+            flat["scenario"] = self.scenario.name
+        for name in SECTIONS:
+            values = getattr(self, name).model_dump(mode="json")
+            flat.update({f"{name}.{field}": value for field, value in values.items()})
+        for term in self.terms:
+            values = term.model_dump(mode="json")
+            flat.update({f"{term.section}.{field}": value for field, value in values.items()})
+        return flat
+
+    @property
+    def steps(self) -> Scenario:
+        """The steps that are really run: all classes at once for `joint`."""
+        return self.scenario.joined() if self.method == "joint" else self.scenario
+
+    def terms_at(self, step: int) -> tuple[Term, ...]:
+        """The loss terms that act at `step`."""
+        return tuple(term for t in self.terms if (term := t.at(step)) is not None)
+
+    def acting_until(self, step: int) -> dict[str, Any]:
+        """The flat values that can change the result of steps 0..`step`, for the step cache.
+
+        Terms are spelled as they act at steps 0 and, if reached, 1, so methods share a base step.
+        """
+        values: dict[str, Any] = {"seed": self.seed, "setting": self.setting}
+        for name in SECTIONS:
+            section = getattr(self, name)
+            for field, value in section.model_dump(mode="json").items():
+                if NEVER < section.acts_from(field) <= step:
+                    values[f"{name}.{field}"] = value
+        for stage in range(min(step, 1) + 1):
+            values[f"terms.{stage}"] = {
+                type(term).__name__: term.model_dump(mode="json") for term in self.terms_at(stage)
+            }
+        if self.eval.select_on == "val":
+            del values["data.holdout"]
+        return values
+
+    def loss_keys(self) -> tuple[str, ...]:
+        """The flat keys of this method's terms."""
+        return tuple(f"{t.section}.{field}" for t in self.terms for field in type(t).model_fields)
+
+
+def method_keys(method: str) -> tuple[str, ...]:
+    """All flat keys that a recipe of `method` accepts."""
+    terms = METHODS[method]
+    sections = [(name, section) for name, section in SECTIONS.items()]
+    sections += [(term.section, type(term)) for term in terms]
+    return (*TOP_KEYS, *(f"{name}.{f}" for name, section in sections for f in section.model_fields))
+
+
+def check_key(key: str, method: str) -> None:
+    """Raises ConfigError if no recipe of `method` has `key`."""
+    known = method_keys(method)
+    if key in known:
+        return
+    owners = sorted(name for name in METHODS if key in method_keys(name))
+    if owners:
+        raise ConfigError(
+            f"key '{key}' is not used by method '{method}'; methods that have it: "
+            + ", ".join(owners)
+        )
+    everything = {k for name in METHODS for k in method_keys(name)}
+    raise ConfigError(f"unknown key '{key}'; {_suggest_key(key, everything)}")
+
+
+def _suggest_key(key: str, known: set[str]) -> str:
+    hint = did_you_mean(key, known)
+    return hint if hint.startswith("did") else "see `ucd-ray config SCENARIO --explain` for all keys"
+
+
+def _build(kind: type[Any], section: str, values: Mapping[str, Any]) -> Any:
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError(describe(error, section)) from None
+
+
+def describe(error: ValidationError, section: str = "") -> str:
+    """All of pydantic's findings in one sentence each: key, value, and what is allowed."""
+    lines = []
+    for finding in error.errors():
+        key = ".".join(str(part) for part in ((section,) if section else ()) + finding["loc"])
+        message = str(finding["msg"]).removeprefix("Value error, ")
+        value = finding.get("input")
+        shown = f" ({value!r})" if not isinstance(value, dict) else ""
+        lines.append(f"{key}{shown}: {message}")
+    return "; ".join(lines)
+
+
+def _scenario(values: Mapping[str, Any]) -> Scenario:
+    scenario = values.get("scenario")
+    if isinstance(scenario, Scenario):
+        return scenario
+    if isinstance(scenario, Mapping):
+        return scenario_from_mapping(scenario)
+    if not isinstance(scenario, str):
+        raise ConfigError(f"scenario ({scenario!r}) must be a name such as 'voc-15-1'")
+    return parse_scenario(scenario, num_classes=_folder_classes(scenario, values))
+
+
+def _folder_classes(scenario: str, values: Mapping[str, Any]) -> int | None:
+    """Number of classes of a user's own folder, which its name does not tell."""
+    source = values.get("data.source")
+    if not scenario.startswith("folder-") or not isinstance(source, str):
+        return None
+    from ucd_ray.data import count_classes
+
+    return count_classes(Path(source))
+
+
+def _setting(value: Any) -> Setting:
+    if value not in get_args(Setting):
+        hint = did_you_mean(str(value), get_args(Setting))
+        raise ConfigError(f"unknown setting '{value}'; {hint}")
+    setting: Setting = value
+    return setting
+
+
+def _integer(key: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**32:
+        raise ConfigError(f"{key} ({value!r}) must be an integer in 0..{2**32 - 1}")
+    return value
+
+
+def _parses_to(scenario: Scenario) -> bool:
+    """Whether the name alone, on any machine, gives this scenario again."""
+    if scenario.dataset == "folder":
+        return False
+    try:
+        return parse_scenario(scenario.name) == scenario
+    except ConfigError:
+        return False
+
+
+def needs_split_lists(recipe: Recipe) -> bool:
+    """Whether the published split is a fixed list of images, which no rule reproduces."""
+    return recipe.setting == "disjoint" and recipe.scenario.dataset in LISTED_DISJOINT
