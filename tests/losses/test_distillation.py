@@ -1,0 +1,214 @@
+"""Distillation losses against loops over pixels, and their properties."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ucd_ray.errors import ConfigError
+from ucd_ray.losses import feature_distillation, output_distillation, unbiased_distillation
+
+NUM_OLD, NUM_NEW = 3, 2
+LOSSES = [output_distillation, unbiased_distillation]
+Loss = Callable[..., Tensor]
+
+
+def sample(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    rng = torch.Generator().manual_seed(0)
+    new = 2 * torch.randn(2, NUM_OLD + NUM_NEW, 3, 4, generator=rng, dtype=torch.float64)
+    old = 2 * torch.randn(2, NUM_OLD, 3, 4, generator=rng, dtype=torch.float64)
+    return new.to(dtype).requires_grad_(), old.to(dtype)
+
+
+def by_loops(
+    loss: Loss, new: Tensor, old: Tensor, alpha: float = 1.0, temperature: float = 1.0
+) -> Tensor:
+    """The map [B, H, W], one pixel and one class at a time."""
+    rows = []
+    for b in range(new.shape[0]):
+        for y in range(new.shape[2]):
+            for x in range(new.shape[3]):
+                teacher = (alpha * old[b, :, y, x] / temperature).exp()
+                student = (new[b, :, y, x] / temperature).exp()
+                value = new.new_zeros(())
+                for c in range(NUM_OLD):
+                    if loss is output_distillation:
+                        q = student[c] / student[:NUM_OLD].sum()
+                    else:
+                        extra = student[NUM_OLD:].sum() if c == 0 else 0.0
+                        q = (student[c] + extra) / student.sum()
+                    value = value - teacher[c] / teacher.sum() * torch.log(q)
+                rows.append(value * temperature**2 / NUM_OLD)
+    return torch.stack(rows).reshape(new.shape[0], *new.shape[2:])
+
+
+@pytest.mark.parametrize(("alpha", "temperature"), [(1.0, 1.0), (2.5, 1.0), (1.0, 3.0), (0.5, 0.4)])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_map_and_gradient_equal_loops_over_pixels(
+    loss: Loss, alpha: float, temperature: float
+) -> None:
+    new, old = sample()
+    knobs: Any = {"alpha": alpha, "temperature": temperature}
+    actual, expected = loss(new, old, reduction="none", **knobs), by_loops(loss, new, old, **knobs)
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+    weights = torch.rand(actual.shape, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad((actual * weights).sum(), new)
+    (expected_gradient,) = torch.autograd.grad((expected * weights).sum(), new)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_mean_and_sum_reduce_the_map(loss: Loss) -> None:
+    new, old = sample()
+    loss_map = loss(new, old, reduction="none")
+    assert loss(new, old).item() == pytest.approx(loss_map.sum().item() / 24)
+    assert loss(new, old, reduction="sum").item() == pytest.approx(loss_map.sum().item())
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_float32_agrees_with_float64(loss: Loss) -> None:
+    new, old = sample(torch.float32)
+    value = loss(new, old, temperature=2.0)
+    (gradient,) = torch.autograd.grad(value, new)
+    double = new.detach().double().requires_grad_()
+    exact = loss(double, old.double(), temperature=2.0)
+    (exact_gradient,) = torch.autograd.grad(exact, double)
+    assert value.item() == pytest.approx(exact.item(), rel=1e-6)
+    assert (gradient - exact_gradient).abs().max() < 5e-6 * exact_gradient.abs().max()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_gradcheck(loss: Loss) -> None:
+    new, old = sample()
+    assert torch.autograd.gradcheck(lambda z: loss(z, old, alpha=1.5, temperature=2.0), new)
+
+
+def test_gradient_is_zero_when_models_agree_over_the_old_channels() -> None:
+    _, old = sample()
+    new = torch.cat([old, torch.randn(2, NUM_NEW, 3, 4, dtype=torch.float64)], 1).requires_grad_()
+    (gradient,) = torch.autograd.grad(output_distillation(new, old), new)
+    torch.testing.assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-15)
+
+
+def test_unbiased_kd_is_minimal_when_models_agree_and_new_classes_are_empty() -> None:
+    _, old = sample()
+    empty = torch.full((2, NUM_NEW, 3, 4), -1e4, dtype=torch.float64)
+    new = torch.cat([old, empty], 1).requires_grad_()
+    loss = unbiased_distillation(new, old)
+    (gradient,) = torch.autograd.grad(loss, new)
+    torch.testing.assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-15)
+    p = old.softmax(1)
+    assert loss.item() == pytest.approx((-(p * p.log()).sum(1).mean() / NUM_OLD).item())
+
+
+def test_unbiased_kd_does_not_care_how_background_splits_into_new_classes() -> None:
+    """Background initialisation: each of background and N new classes gets 1/(N+1) of the mass."""
+    _, old = sample()
+    split = old[:, :1] - torch.tensor(NUM_NEW + 1.0).log()
+    new = torch.cat([split, old[:, 1:], split, split], 1)
+    alone = output_distillation(old, old)
+    assert unbiased_distillation(new, old).item() == pytest.approx(alone.item())
+
+
+def test_both_are_the_same_without_new_classes() -> None:
+    new, old = sample()
+    new = new[:, :NUM_OLD]
+    assert unbiased_distillation(new, old).item() == pytest.approx(
+        output_distillation(new, old).item()
+    )
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_infinite_temperature_matches_centred_logits_by_squares(loss: Loss) -> None:
+    """T^2 (cross-entropy - entropy) tends to half the variance of the logit difference."""
+    new, old = sample()
+    new = new[:, :NUM_OLD]
+    temperature = 1e4
+    excess = loss(new, old, temperature=temperature) - loss(old, old, temperature=temperature)
+    difference = new - old
+    expected = difference.var(dim=1, correction=0).mean() / 2 / NUM_OLD
+    assert excess.item() == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_alpha_sharpens_the_teacher_to_its_argmax() -> None:
+    new, old = sample()
+    log_q = new[:, :NUM_OLD].log_softmax(1)
+    hard = -log_q.gather(1, old.argmax(1, keepdim=True)).mean() / NUM_OLD
+    assert output_distillation(new, old, alpha=1e4).item() == pytest.approx(hard.item())
+
+
+def test_output_distillation_gives_new_channels_no_gradient() -> None:
+    new, old = sample()
+    (gradient,) = torch.autograd.grad(output_distillation(new, old), new)
+    assert (gradient[:, NUM_OLD:] == 0).all()
+    assert (gradient[:, :NUM_OLD] != 0).all()
+
+
+@pytest.mark.parametrize("loss", [*LOSSES, feature_distillation])
+def test_the_old_model_gets_no_gradient(loss: Loss) -> None:
+    new, old = sample()
+    new = new.detach()[:, :NUM_OLD].requires_grad_()
+    loss(new, old.requires_grad_()).backward()
+    assert new.grad is not None
+    assert old.grad is None
+
+
+@pytest.mark.parametrize("loss", [*LOSSES, feature_distillation])
+def test_old_outputs_from_inference_mode_are_accepted(loss: Loss) -> None:
+    new, old = sample()
+    new = new.detach()[:, :NUM_OLD].requires_grad_()
+    with torch.inference_mode():
+        frozen = old * 1
+    loss(new, frozen).backward()
+    assert new.grad is not None
+
+
+@pytest.mark.parametrize("temperature", [0.01, 1.0, 100.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_large_logits_give_finite_value_and_gradient(
+    loss: Loss, dtype: torch.dtype, temperature: float
+) -> None:
+    new, old = sample(dtype)
+    new = (new.detach().sign() * 200).requires_grad_()
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        value = loss(new, old.sign() * 200, temperature=temperature)
+    assert value.dtype == torch.float32
+    assert value.isfinite()
+    (gradient,) = torch.autograd.grad(value, new)
+    assert gradient.isfinite().all()
+
+
+def test_feature_distillation_is_the_mean_squared_difference() -> None:
+    new, old = sample()
+    new = new.detach()[:, :NUM_OLD].requires_grad_()
+    loss = feature_distillation(new, old)
+    squares = [(a - b) ** 2 for a, b in zip(new.flatten(), old.flatten(), strict=True)]
+    assert loss.item() == pytest.approx(sum(x.item() for x in squares) / len(squares), rel=1e-12)
+    (gradient,) = torch.autograd.grad(loss, new)
+    torch.testing.assert_close(gradient, 2 * (new - old).detach() / len(squares))
+
+
+def test_feature_distillation_of_half_precision_does_not_overflow() -> None:
+    new = torch.full((1, 2, 2, 2), 300.0, dtype=torch.float16, requires_grad=True)
+    assert feature_distillation(new, torch.zeros_like(new)).item() == 90000.0
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_unknown_reduction_is_refused(loss: Loss) -> None:
+    new, old = sample()
+    with pytest.raises(
+        ConfigError, match="unknown reduction 'valid'; choose from: mean, none, sum"
+    ):
+        loss(new, old, reduction="valid")
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_more_old_than_new_channels_are_refused(loss: Loss) -> None:
+    new, old = sample()
+    with pytest.raises(ConfigError, match=r"num_old \(5\) must lie between 1 and the 3 channels"):
+        loss(old, new)

@@ -1,0 +1,110 @@
+"""Class-balanced sampling: shares, randomness, determinism."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from ucd_ray.losses import balanced_sample
+from ucd_ray.losses.sampling import fair_shares
+
+
+@pytest.mark.parametrize(
+    ("counts", "total", "shares"),
+    [
+        ([10, 2, 10], 12, [5, 2, 5]),
+        ([1, 100, 3], 20, [1, 16, 3]),
+        ([5, 5, 5], 7, [2, 2, 3]),
+        ([0, 4, 0], 2, [0, 2, 0]),
+        ([3, 4], 100, [3, 4]),
+        ([3, 4], 0, [0, 0]),
+        ([], 5, []),
+    ],
+)
+def test_fair_shares(counts: list[int], total: int, shares: list[int]) -> None:
+    assert fair_shares(counts, total) == shares
+
+
+def test_fair_shares_always_use_the_whole_total() -> None:
+    rng = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        counts = torch.randint(0, 20, (6,), generator=rng).tolist()
+        total = int(torch.randint(0, 80, (), generator=rng))
+        shares = fair_shares(counts, total)
+        assert sum(shares) == min(total, sum(counts))
+        assert all(share <= count for share, count in zip(shares, counts, strict=True))
+        level = max(shares)
+        assert all(s in (c, level - 1, level) for s, c in zip(shares, counts, strict=True))
+
+
+def classes() -> Tensor:
+    """20 pixels of class 7, 3 of class 1, 12 of class 4, mixed."""
+    labels = torch.tensor([7] * 20 + [1] * 3 + [4] * 12)
+    return labels[torch.randperm(35, generator=torch.Generator().manual_seed(0))]
+
+
+def sizes(labels: Tensor, at: Tensor) -> dict[int, int]:
+    values, counts = labels[at].unique(return_counts=True)
+    return dict(zip(values.tolist(), counts.tolist(), strict=True))
+
+
+def test_no_cap_keeps_all_and_draws_nothing() -> None:
+    generator = torch.Generator().manual_seed(5)
+    state = generator.get_state()
+    kept = balanced_sample(classes(), max_total=35, max_per_class=20, generator=generator)
+    assert kept.tolist() == list(range(35))
+    assert torch.equal(generator.get_state(), state)
+
+
+def test_both_caps_hold() -> None:
+    labels = classes()
+    assert sizes(labels, balanced_sample(labels, max_per_class=5)) == {1: 3, 4: 5, 7: 5}
+    assert sizes(labels, balanced_sample(labels, max_total=15)) == {1: 3, 4: 6, 7: 6}
+    both = balanced_sample(labels, max_total=8, max_per_class=2)
+    assert sizes(labels, both) == {1: 2, 4: 2, 7: 2}
+
+
+def test_positions_are_distinct_and_ascending() -> None:
+    chosen = balanced_sample(classes(), max_total=20)
+    assert len(chosen) == 20
+    assert (chosen.diff() > 0).all()
+
+
+def test_same_seed_same_choice() -> None:
+    first, again, other = (
+        balanced_sample(classes(), max_total=9, generator=torch.Generator().manual_seed(s)).tolist()
+        for s in (3, 3, 4)
+    )
+    assert first == again != other
+
+
+def test_every_pixel_of_a_class_is_chosen_equally_often() -> None:
+    labels, generator = classes(), torch.Generator().manual_seed(0)
+    draws = torch.stack(
+        [
+            torch.zeros(35).index_fill(
+                0, balanced_sample(labels, max_per_class=4, generator=generator), 1
+            )
+            for _ in range(3000)
+        ]
+    ).mean(0)
+    assert (draws[labels == 1] == 1).all()
+    torch.testing.assert_close(draws[labels == 4], torch.full((12,), 4 / 12), rtol=0, atol=0.04)
+    torch.testing.assert_close(draws[labels == 7], torch.full((20,), 4 / 20), rtol=0, atol=0.04)
+
+
+def test_empty_input_gives_empty_output() -> None:
+    assert balanced_sample(torch.zeros(0, dtype=torch.long), max_total=5).tolist() == []
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_cpu_generator_chooses_the_same_on_cuda() -> None:
+    chosen = [
+        balanced_sample(
+            classes().to(device), max_total=9, generator=torch.Generator().manual_seed(3)
+        ).tolist()
+        for device in ("cpu", "cuda")
+    ]
+    assert chosen[0] == chosen[1]
