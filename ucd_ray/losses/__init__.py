@@ -22,16 +22,28 @@ from ucd_ray.losses.distillation import (
     unbiased_distillation,
 )
 from ucd_ray.losses.pod import local_pod
+from ucd_ray.losses.prototypes import (
+    attraction,
+    class_means,
+    prototype_matching,
+    repulsion,
+    sparsity,
+)
 from ucd_ray.losses.sampling import balanced_sample
 
 __all__ = [
+    "attraction",
     "balanced_sample",
     "binary_cross_entropy",
+    "class_means",
     "contrastive_distillation",
     "cross_entropy",
     "feature_distillation",
     "local_pod",
     "output_distillation",
+    "prototype_matching",
+    "repulsion",
+    "sparsity",
     "unbiased_cross_entropy",
     "unbiased_distillation",
 ]
