@@ -27,7 +27,7 @@ Color = npt.NDArray[np.float32]
 _MOST_OBJECTS = 5
 _HUES = 12
 _HUE_JITTER = 0.6 / _HUES  # more than half a step: the ranges of two neighbours overlap
-_NOISE = 9.0  # standard deviation of the pixel noise, in grey levels
+_NOISE = 7.0  # standard deviation of the pixel noise, in grey levels
 
 
 def _triangle(x: Map, y: Map, radius: Map) -> Mask:
@@ -57,13 +57,13 @@ _SHAPES: dict[str, Callable[[Map, Map, Map], Mask]] = {
     "square": lambda x, y, radius: np.maximum(np.abs(x), np.abs(y)) < 0.72,
     "triangle": _triangle,
     "star": _star,
-    "cross": lambda x, y, radius: (np.minimum(np.abs(x), np.abs(y)) < 0.34) & (radius < 0.95),
-    "ring": lambda x, y, radius: (radius < 0.95) & (radius > 0.42),
+    "cross": lambda x, y, radius: (np.minimum(np.abs(x), np.abs(y)) < 0.38) & (radius < 0.95),
+    "ring": lambda x, y, radius: (radius < 0.95) & (radius > 0.36),
     "crescent": _crescent,
     "bar": lambda x, y, radius: (np.abs(x) < 0.42) & (np.abs(y) < 0.98),
     "corner": _corner,
     "hourglass": _hourglass,
-    "frame": lambda x, y, radius: np.abs(np.maximum(np.abs(x), np.abs(y)) - 0.56) < 0.26,
+    "frame": lambda x, y, radius: np.abs(np.maximum(np.abs(x), np.abs(y)) - 0.54) < 0.3,
     "drop": lambda x, y, radius: np.hypot(1.3 * x * (1.25 + 0.6 * y), y) < 0.95,
 }
 
@@ -112,11 +112,11 @@ def _background(rng: np.random.Generator, height: int, width: int) -> Map:
     coarse = rng.integers(40, 200, size=(5, 5, 3), dtype=np.uint8)
     smooth = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
     image = np.asarray(smooth).astype(np.float32)
-    image += 0.5 * (image.mean(axis=2, keepdims=True) - image)
+    image += 0.7 * (image.mean(axis=2, keepdims=True) - image)
     y, x = np.mgrid[:height, :width].astype(np.float32)
     side = min(height, width)
     for _ in range(int(rng.integers(1, 4))):
-        angle, thickness = rng.uniform(0, np.pi), rng.uniform(0.006, 0.02) * side
+        angle, thickness = rng.uniform(0, np.pi), rng.uniform(0.005, 0.014) * side
         across = (x - rng.uniform(0, width)) * np.cos(angle)
         across += (y - rng.uniform(0, height)) * np.sin(angle)
         image[np.abs(across) < thickness] = _color(rng, rng.uniform())
@@ -130,7 +130,7 @@ def _draw_object(rng: np.random.Generator, image: Map, mask: Ids, class_id: int)
     """Put one object of the class onto image and mask, over what is there."""
     shape, texture, hue = look_of(class_id)
     height, width = mask.shape
-    half = rng.uniform(0.19, 0.28) * min(height, width)
+    half = rng.uniform(0.22, 0.3) * min(height, width)
     centre_y, centre_x = rng.uniform(0.15, 0.85) * height, rng.uniform(0.15, 0.85) * width
     # Only the square around the object is worked on; its corners hold the turned shape.
     reach = 1.5 * half
