@@ -44,9 +44,11 @@ def mean_ious(iou: Tensor, *, num_base: int, num_old: int, background: bool) -> 
     }
     means: dict[str, float] = {}
     for group, member in members.items():
-        means[f"miou_{group}"] = _mean(iou[member & (channels > 0)])
+        classes = member & (channels > 0)
+        means[f"miou_{group}"] = _mean(iou[classes])
         if background:
-            means[f"miou_{group}_bg"] = _mean(iou[member | (channels == 0)])
+            with_background = iou[classes | (channels == 0)] if classes.any() else iou[:0]
+            means[f"miou_{group}_bg"] = _mean(with_background)
     return means
 
 

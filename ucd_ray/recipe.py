@@ -6,7 +6,9 @@ alike.  A key is `<section>.<field>` or `<term>.<field>`, or one of scenario, se
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, get_args
 
@@ -206,9 +208,13 @@ def _folder_classes(scenario: str, values: Mapping[str, Any]) -> int | None:
     source = values.get("data.source")
     if not scenario.startswith("folder-") or not isinstance(source, str):
         return None
-    from ucd_ray.data import count_classes
+    from ucd_ray.data import find_dataset
+    from ucd_ray.data.prepare import INFO_FILE, open_prepared
 
-    return count_classes(Path(source))
+    path = Path(source)
+    prepared = (path / INFO_FILE).is_file()
+    classes = open_prepared(path).classes if prepared else find_dataset("folder", path).classes
+    return len(classes) - 1
 
 
 def _setting(value: Any) -> Setting:
@@ -238,3 +244,42 @@ def _parses_to(scenario: Scenario) -> bool:
 def needs_split_lists(recipe: Recipe) -> bool:
     """Whether the published split is a fixed list of images, which no rule reproduces."""
     return recipe.setting == "disjoint" and recipe.scenario.dataset in LISTED_DISJOINT
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Updates of one step."""
+
+    iterations: int  # optimizer updates in all
+    per_epoch: int  # updates of one pass over the images
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the images; the last may be partial."""
+        return math.ceil(self.iterations / self.per_epoch)
+
+
+def schedule(recipe: Recipe, step: int, num_images: int) -> Schedule:
+    """How many updates `step` has: given as iterations, or as epochs of full batches."""
+    optim = recipe.optim
+    per_epoch = max(1, num_images // recipe.data.batch_size)
+    if step == 0:
+        given, epochs = optim.iterations_base, optim.epochs_base
+    else:
+        given, epochs = optim.iterations_new, optim.epochs_new
+    return Schedule(given or epochs * per_epoch, per_epoch)
+
+
+def micro_batches(recipe: Recipe, world_size: int) -> tuple[int, int]:
+    """Images per forward pass of one worker, and passes per update.  Raises ConfigError."""
+    batch = recipe.data.batch_size
+    if batch % world_size:
+        raise ConfigError(f"data.batch_size ({batch}) must be divisible by workers ({world_size})")
+    share = batch // world_size
+    micro = recipe.data.micro_batch or share
+    if share % micro:
+        raise ConfigError(
+            f"data.micro_batch ({micro}) must divide the images of one worker: data.batch_size "
+            f"({batch}) / workers ({world_size}) = {share}"
+        )
+    return micro, share // micro

@@ -1,0 +1,1 @@
+"""Search spaces, one YAML file per scenario; installed as `ucd_ray.search_spaces`."""

@@ -1,0 +1,321 @@
+"""One run of a recipe over all its steps, as one rank sees it.
+
+`train_run` knows neither Ray nor Tune: it talks to a `TrialContext`.  It keeps nothing after it
+returns, sets its own seeds, and takes every finished step from the step cache.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ucd_ray import metrics
+from ucd_ray.checkpoint import StepCache, key_digest
+from ucd_ray.data.step import evaluation_labels, training_labels
+from ucd_ray.data.transforms import EvaluationImages, TrainingImages, seed_of
+from ucd_ray.evaluate import confusion_matrix
+from ucd_ray.job import Job
+from ucd_ray.learner import Epoch, Learner, Ranks
+from ucd_ray.models import Segmenter, build_segmenter, frozen_copy
+from ucd_ray.models.weights import load_backbone_weights
+from ucd_ray.recipe import micro_batches, schedule
+from ucd_ray.runtime import Runtime, choose_runtime, determinism
+
+Report = dict[str, Any]
+
+
+class TrialStopped(Exception):  # noqa: N818
+    """Raised by a context's `report` when the trial shall end here."""
+
+
+class TrialContext(Protocol):
+    """Who hosts a run: in-process, or one worker of a Ray Train group."""
+
+    ranks: Ranks
+
+    def load(self) -> dict[str, Any] | None:
+        """The last checkpoint of this trial."""
+
+    def report(self, report: Report, state: Callable[[], dict[str, Any]] | None = None) -> None:
+        """Hands out a report, then saves `state()`.  May raise TrialStopped.  All ranks call it."""
+
+
+def train_run(job: Job, context: TrialContext) -> list[Report]:
+    """Runs the steps of `job` that no cache holds.  Returns the step reports, cached ones included.
+
+    Raises TrainingDiverged if a loss term is not finite, and what the data or weights raise.
+    """
+    with determinism(job.recipe.compute.deterministic):
+        return _Run(job, context).all_steps()
+
+
+class _Run:
+    def __init__(self, job: Job, context: TrialContext) -> None:
+        self.job, self.context, self.recipe = job, context, job.recipe
+        self.ranks = context.ranks
+        self.scenario = job.recipe.steps
+        self.runtime: Runtime = choose_runtime(
+            self.recipe.compute, local_rank=self.ranks.local_rank
+        )
+        self.cache = StepCache(job.open_cache())
+        self.history: list[dict[str, Any]] = []
+        self.notes = [self.runtime.reason]
+
+    def all_steps(self) -> list[Report]:
+        last = len(self.scenario.steps) - 1 if self.job.until is None else self.job.until
+        reports = []
+        first = self._agree(self._first_uncached(last))
+        segmenter = self._segmenter(first)
+        self.context.report({"kind": "start", "first_step": first, "notes": self.notes})
+        for step in range(last + 1):
+            cached = step < first
+            if cached:
+                result = self.cache.result(self._key(step))
+                assert result is not None, "the cached prefix was just found"
+            else:
+                result = self._train_step(segmenter, step)
+            self.history.append(result)
+            reports.append(self._step_report(step, cached=cached))
+            self.context.report(reports[-1])
+        return reports
+
+    def _key(self, step: int) -> dict[str, Any]:
+        return self.job.step_key(step, precision=self.runtime.precision)
+
+    def _first_uncached(self, last: int) -> int:
+        for step in range(last + 1):
+            if not self.cache.has(self._key(step)):
+                return step
+        return last + 1
+
+    def _agree(self, value: int) -> int:
+        """Rank 0's value on every rank: an entry may appear between two looks."""
+        if self.ranks.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.ranks.group)
+        return box[0]
+
+    def _segmenter(self, step: int) -> Segmenter:
+        """The network as it enters `step`: fresh at 0, else with the weights of the step before."""
+        micro, _ = micro_batches(self.recipe, self.ranks.world_size)
+        if micro == 1:
+            self.notes.append("one image per micro-batch: batch norm of the pooling branch is frozen")
+        torch.manual_seed(seed_of(self.recipe.seed, 0))
+        model = self.recipe.model
+        segmenter = build_segmenter(
+            backbone=model.backbone,
+            output_stride=model.output_stride,
+            classes_per_step=self.scenario.classes_per_step()[: max(step, 1)],
+            normalisation=self.job.normalisation,
+            norm=model.norm,
+            freeze_pooling_norm=micro == 1,
+            width=model.width,
+        )
+        if step > 0:
+            entry = self.cache.get(self._key(step - 1))
+            assert entry is not None, "the cached prefix was just found"
+            segmenter.load_state_dict(entry.weights)
+        elif self.job.weights is not None:
+            self.notes += load_backbone_weights(
+                segmenter.backbone, self.job.weights, name=model.backbone
+            )
+        return segmenter.to(self.runtime.device, memory_format=self.runtime.memory_format)
+
+    def _train_step(self, segmenter: Segmenter, step: int) -> dict[str, Any]:
+        started = time.perf_counter()
+        old = frozen_copy(segmenter) if step > 0 else None
+        if step > 0:
+            torch.manual_seed(seed_of(self.recipe.seed, step))
+            added = len(self.scenario.steps[step])
+            segmenter.grow(added, background_init=self.recipe.model.background_init)
+        torch.manual_seed(seed_of(self.recipe.seed, step, self.ranks.rank))
+        learner = self._learner(segmenter, old, step)
+        before = self._resume(learner, step)
+        epoch: Epoch | None = None
+        scored: Tensor | None = None
+        for epoch in learner.fit():
+            scored = self._score_epoch(segmenter, step, epoch, learner, before, started)
+        result = {
+            "step": step,
+            "select": self._select(segmenter, step, scored).tolist(),
+            "val": self._val(segmenter, step).tolist(),
+            "losses": epoch.losses if epoch else {},
+            "iterations": learner.plan.iterations,
+            "images": len(self.job.plan[step].train),
+            "seconds": before + time.perf_counter() - started,
+        }
+        if self.ranks.rank == 0:
+            self.cache.put(self._key(step), segmenter.state_dict(), result)
+        return result
+
+    def _learner(self, segmenter: Segmenter, old: Segmenter | None, step: int) -> Learner:
+        labels = training_labels(self.scenario, step, self.recipe.setting)
+        images = TrainingImages(
+            self.job.prepared.train, labels, self.recipe.data, seed_of(self.recipe.seed, step)
+        )
+        rows = torch.from_numpy(self.job.plan[step].train)
+        return Learner(
+            segmenter,
+            old,
+            images,
+            rows,
+            self.recipe,
+            step,
+            runtime=self.runtime,
+            ranks=self.ranks,
+        )
+
+    def _resume(self, learner: Learner, step: int) -> float:
+        """Continues the open step from its checkpoint.  Returns the seconds already spent on it."""
+        state = self.context.load()
+        if state is None or state.get("key") != key_digest(self._key(step)):
+            return 0.0
+        learner.load_state(state)
+        return float(state["seconds"])
+
+    def _score_epoch(
+        self,
+        segmenter: Segmenter,
+        step: int,
+        epoch: Epoch,
+        learner: Learner,
+        before: float,
+        started: float,
+    ) -> Tensor | None:
+        """Reports an epoch; in steps after 0 with the objective on at most eval.max_images images."""
+        scored, value = None, None
+        if step > 0:
+            rows = self._select_rows(step, self.recipe.eval.max_images)
+            scored = self._confusion(segmenter, step, rows)
+            value = self._means(scored, step)[self.job.objective]
+        report = {
+            "kind": "epoch",
+            "step": step,
+            "epoch": epoch.epoch,
+            "epochs": epoch.epochs,
+            "iteration": epoch.iteration,
+            "rung": self._epochs_before(step) + epoch.epoch if step > 0 else 0,
+            "value": value,
+            "losses": epoch.losses,
+            "images_per_s": epoch.images_per_s,
+            "seconds_left": epoch.seconds_left,
+        }
+
+        def state() -> dict[str, Any]:
+            spent = before + time.perf_counter() - started
+            return {**learner.state(), "key": key_digest(self._key(step)), "seconds": spent}
+
+        self.context.report(report, state)
+        return scored
+
+    def _epochs_before(self, step: int) -> int:
+        """Epochs of steps 1 to `step` - 1: with the epochs of this step, the rung."""
+        plans = self.job.plan
+        return sum(schedule(self.recipe, s, len(plans[s].train)).epochs for s in range(1, step))
+
+    def _select_rows(self, step: int, limit: int | None = None) -> np.ndarray[Any, Any]:
+        images = self.job.plan[step]
+        rows = images.val if self.recipe.eval.select_on == "val" else images.holdout
+        if limit is not None and len(rows) > limit:
+            rows = rows[np.linspace(0, len(rows) - 1, limit).astype(int)]
+        return rows
+
+    def _select(self, segmenter: Segmenter, step: int, scored: Tensor | None) -> Tensor:
+        """The confusion on all images that search looks at; the last epoch's if it saw them all."""
+        rows = self._select_rows(step)
+        if scored is not None and len(rows) <= self.recipe.eval.max_images:
+            return scored
+        return self._confusion(segmenter, step, rows)
+
+    def _val(self, segmenter: Segmenter, step: int) -> Tensor:
+        if self.recipe.eval.select_on == "val":
+            return self._select(segmenter, step, None)
+        return self._confusion(segmenter, step, self.job.plan[step].val, val=True)
+
+    def _confusion(
+        self,
+        segmenter: Segmenter,
+        step: int,
+        rows: np.ndarray[Any, Any],
+        *,
+        val: bool = False,
+    ) -> Tensor:
+        from_val = val or self.recipe.eval.select_on == "val"
+        prepared = self.job.prepared
+        labels = evaluation_labels(self.scenario, step, unseen=self.recipe.eval.unseen)
+        table = prepared.val if from_val else prepared.train
+        return confusion_matrix(
+            segmenter,
+            EvaluationImages(table, rows, labels, self.recipe.eval),
+            runtime=self.runtime,
+            ranks=self.ranks,
+            loader_workers=self.recipe.data.loader_workers,
+        )
+
+    def _means(self, confusion: Tensor, step: int) -> dict[str, float]:
+        scenario = self.scenario
+        num_base = len(self.recipe.scenario.steps[0]) + 1  # of the scenario itself, also for joint
+        return metrics.mean_ious(
+            metrics.iou_per_class(confusion),
+            num_base=num_base,
+            num_old=len(scenario.classes_until(step - 1)) if step > 0 else 1,
+            background=scenario.background,
+        )
+
+    def _step_report(self, step: int, *, cached: bool) -> Report:
+        """What is told about a finished step: means, per-class IoU and forgetting on both image sets."""
+        result = self.history[step]
+        sets = {}
+        for name in ("select", "val"):
+            ious = [metrics.iou_per_class(torch.tensor(entry[name])) for entry in self.history]
+            drop = metrics.forgetting(ious)
+            means = self._means(torch.tensor(result[name]), step)
+            means["forgetting"] = metrics.mean_forgetting(ious)
+            classes = self.scenario.classes_until(step)
+            sets[name] = {
+                "means": means,
+                "iou": dict(zip(map(str, classes), ious[-1].tolist(), strict=True)),
+                "forgetting": dict(zip(map(str, classes), drop.tolist(), strict=False)),
+            }
+        return {
+            "kind": "step",
+            "step": step,
+            "cached": cached,
+            "value": sets["select"]["means"][self.job.objective],
+            "seconds": result["seconds"],
+            "images": result["images"],
+            "iterations": result["iterations"],
+            **sets,
+        }
+
+
+class LocalContext:
+    """A run in this process: reports go to a function, checkpoints to a store."""
+
+    def __init__(
+        self,
+        on_report: Callable[[Report], None],
+        load: Callable[[], dict[str, Any] | None] = lambda: None,
+        save: Callable[[dict[str, Any]], None] = lambda state: None,
+        ranks: Ranks | None = None,
+    ) -> None:
+        self.ranks = ranks or Ranks()
+        self.load = load
+        self._on_report, self._save = on_report, save
+
+    def report(self, report: Report, state: Callable[[], dict[str, Any]] | None = None) -> None:
+        self._on_report(report)
+        if state is not None:
+            self._save(state())
+
+
+def step_reports(reports: list[Report]) -> Iterator[Report]:
+    """The reports of finished steps among `reports`."""
+    return (report for report in reports if report["kind"] == "step")

@@ -1,0 +1,263 @@
+"""The Ray cluster of a study: one that exists, or a private head on this machine.
+
+A private head has its own ports, temporary directory and token, listens on 127.0.0.1 only and ends with
+this process, however this process ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ucd_ray.errors import ClusterError
+from ucd_ray.tune.executors import Gang
+from ucd_ray.tune.space import StudySpec
+
+START_TIMEOUT_S = 90.0
+OBJECT_STORE_BYTES = 100_000_000  # no images travel through it
+LEAN = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # also how often reports are fetched
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
+    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+"""Environment of driver and workers: the start of a Train run takes half the time with it."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster that this process is connected to."""
+
+    address: str
+    dashboard: str
+    cpus: float
+    gpus: float
+
+    def gang(self, spec: StudySpec) -> Gang:
+        """The workers of one trial.  Raises ClusterError if they can never fit."""
+        gpus = spec.gpus_per_worker
+        if gpus is None:
+            gpus = 1.0 if self.gpus >= spec.workers else 0.0
+        gang = Gang(spec.workers, spec.cpus_per_worker, gpus)
+        for kind, each, total in (("CPU", gang.cpus, self.cpus), ("GPU", gang.gpus, self.gpus)):
+            check_fits(kind, spec.workers, each, total)
+        return gang
+
+    def concurrent_trials(self, gang: Gang) -> int:
+        """Trials that fit at a time."""
+        fits = math.floor(self.cpus / (gang.workers * gang.cpus))
+        if gang.gpus:
+            fits = min(fits, math.floor(self.gpus / (gang.workers * gang.gpus)))
+        return max(1, fits)
+
+
+def check_fits(kind: str, workers: int, each: float, total: float) -> None:
+    """Raises ClusterError if `workers` times `each` is more than `total`."""
+    if workers * each > total:
+        raise ClusterError(
+            f"{workers} workers with {each:g} {kind}s each need {workers * each:g} {kind}s, "
+            f"the cluster has {total:g}; use fewer --workers"
+        )
+
+
+def local_cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def connect(address: str | None, home: Path, *, job: str) -> Iterator[Cluster]:
+    """Connects to `address` (or RAY_ADDRESS), else to a private head that ends with the block.
+
+    Raises ClusterError.
+    """
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    os.environ.update({key: os.environ.get(key, value) for key, value in LEAN.items()})
+    with contextlib.ExitStack() as stack:
+        if address is None:
+            stack.callback(_reread_environment)
+            stack.enter_context(_environment(**_loopback_only(home)))
+            _reread_environment()
+            address = stack.enter_context(_private_head())
+        yield stack.enter_context(_connected(address, job))
+
+
+@contextlib.contextmanager
+def _connected(address: str, job: str) -> Iterator[Cluster]:
+    import ray
+
+    # Workers must know their cluster: a stopped trial's resources leak if they cannot tell which
+    # of several Ray instances on a host is theirs.
+    environment = {**{key: os.environ[key] for key in LEAN}, "RAY_ADDRESS": address}
+    try:
+        info = ray.init(
+            address=address,
+            namespace=f"ucd-ray-{job}",
+            log_to_driver=False,
+            logging_level="ERROR",
+            runtime_env={"env_vars": environment},
+        )
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ClusterError(f"cannot connect to the Ray cluster at '{address}': {reason}") from None
+    try:
+        resources = ray.cluster_resources()
+        yield Cluster(
+            address=address,
+            dashboard=f"http://{info.dashboard_url}" if info.dashboard_url else "",
+            cpus=resources.get("CPU", 0.0),
+            gpus=resources.get("GPU", 0.0),
+        )
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _private_head() -> Iterator[str]:
+    folder = tempfile.mkdtemp(prefix="ucd-ray-", dir=_short_temp())
+    ports = free_ports(5)
+    command = [
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
+        *("--node-ip-address", "127.0.0.1", "--dashboard-host", "127.0.0.1"),
+        *("--port", str(ports[0]), "--dashboard-port", str(ports[1])),
+        *("--dashboard-agent-listen-port", str(ports[2])),
+        *("--ray-client-server-port", str(ports[3]), "--metrics-export-port", str(ports[4])),
+        *("--min-worker-port", "0", "--max-worker-port", "0"),
+        *("--num-cpus", str(local_cpus()), "--object-store-memory", str(OBJECT_STORE_BYTES)),
+        *("--temp-dir", folder, "--disable-usage-stats"),
+    ]
+    with open(Path(folder) / "head.log", "wb") as log:
+        head = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=_end_with_parent,
+        )
+    try:
+        _wait_for(head, ports[:2], Path(folder) / "head.log")
+        yield f"127.0.0.1:{ports[0]}"
+    finally:
+        _end(head)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _end_with_parent() -> None:
+    """In the child: the kernel ends it when its parent ends, even by kill -9."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def _end(head: subprocess.Popen[bytes]) -> None:
+    """Ends the head and all that it started."""
+    import psutil
+
+    try:
+        processes = psutil.Process(head.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        processes = []
+    head.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        head.wait(timeout=10)
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    head.kill()
+    head.wait()
+
+
+def _wait_for(head: subprocess.Popen[bytes], ports: list[int], log: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    waiting = list(ports)
+    while waiting:
+        if head.poll() is not None or time.monotonic() > deadline:
+            last = (log.read_text(errors="replace").strip().splitlines() or ["no output"])[-1]
+            raise ClusterError(f"the local Ray head did not start: {last}")
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", waiting[0])) == 0:
+                waiting.pop(0)
+                continue
+        time.sleep(0.1)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that nobody listens on now.  Raises ClusterError."""
+    with contextlib.ExitStack() as stack:
+        ports = []
+        for _ in range(count):
+            holder = stack.enter_context(socket.socket())
+            try:
+                holder.bind(("127.0.0.1", 0))
+            except OSError as error:
+                raise ClusterError(
+                    f"no free port on 127.0.0.1 for the Ray head: {error.strerror}"
+                ) from None
+            ports.append(holder.getsockname()[1])
+    return ports
+
+
+def _short_temp() -> str:
+    """A directory whose path leaves room for Ray's socket names (107 bytes in all)."""
+    folder = tempfile.gettempdir()
+    return folder if len(folder) <= 30 else "/tmp"
+
+
+def _token(home: Path) -> dict[str, str]:
+    """The environment that names Ray's token, made at first use, readable by its owner only."""
+    path = home / "ray-token"
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            with open(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600), "w") as file:
+                file.write(secrets.token_hex(32))
+    except OSError as error:
+        raise ClusterError(f"cannot write '{path}': {error.strerror}") from None
+    return {"RAY_AUTH_TOKEN_PATH": str(path)}
+
+
+def _loopback_only(home: Path) -> dict[str, str]:
+    """Ray listens on 127.0.0.1 alone, and only to who has the token."""
+    return {"RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", **_token(home)}
+
+
+def _reread_environment() -> None:
+    """Ray reads these variables once, when it is imported; this makes it read them again."""
+    from ray._private import ray_constants
+    from ray._raylet import AuthenticationTokenLoader, Config
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+    ray_constants.ENABLE_RAY_CLUSTER = os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER") != "0"
+
+
+@contextlib.contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    before: dict[str, Any] = {key: os.environ.get(key) for key in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value

@@ -1,0 +1,130 @@
+"""What a person sees while a study runs: one line per epoch, and the state of the study below them."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from ucd_ray.tune.space import StudySpec
+
+
+class Progress:
+    """Follows the events of a study.  On a terminal the last lines are kept up to date."""
+
+    def __init__(self, spec: StudySpec, console: Console, *, finished: Counter[str]) -> None:
+        self.spec, self.console = spec, console
+        self.states = finished
+        self.best: tuple[float, int] | None = None
+        self.running: dict[str, str] = {}
+        self.waiting = ""
+        self.cluster = ""
+        self.started: dict[str, float] = {}
+        self.live = Live(get_renderable=self._render, console=console, refresh_per_second=2)
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.live.is_started:
+            self.live.stop()
+
+    def say(self, line: str) -> None:
+        """Prints one line above the state."""
+        self.console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+    def wait_for(self, what: str) -> None:
+        """Says what the study waits for now; empty: nothing."""
+        self.waiting = what
+        if what and not self.live.is_started:
+            self.say(what)
+
+    def event(self, kind: str, who: str, report: dict[str, Any]) -> None:
+        """One event of a run; `who` is `base step` or `trial 3`."""
+        handler = getattr(self, f"_on_{kind}", None)
+        if handler is not None:
+            handler(who, report)
+
+    def _on_started(self, who: str, params: dict[str, Any]) -> None:
+        self.running[who] = "waits for its workers"
+        self.started[who] = time.monotonic()
+        self.say(f"{who} created: {show_params(params)}")
+
+    def _on_start(self, who: str, report: dict[str, Any]) -> None:
+        seconds = time.monotonic() - self.started.get(who, time.monotonic())
+        self.running[who] = "starts"
+        first = report["first_step"]
+        cached = f"; steps 0 to {first - 1} come from the step cache" if first else ""
+        self.say(f"{who} has its workers after {seconds:.1f} s{cached}")
+        if who not in self.running or not first:
+            for note in report["notes"]:
+                self.say(f"  {note}")
+
+    def _on_epoch(self, who: str, report: dict[str, Any]) -> None:
+        line = epoch_line(report)
+        self.running[who] = line
+        self.say(f"{who} {line}")
+
+    def _on_step(self, who: str, report: dict[str, Any]) -> None:
+        means = report["select"]["means"]
+        where = "from the step cache" if report["cached"] else f"{report['seconds']:.1f} s"
+        shown = "  ".join(
+            f"{name} {means[f'miou_{name}']:.1f}"
+            for name in ("old", "new", "all")
+            if means[f"miou_{name}"] == means[f"miou_{name}"]
+        )
+        self.say(f"{who} step {report['step']} done ({where}): mIoU {shown}")
+
+    def _on_finished(self, who: str, report: dict[str, Any]) -> None:
+        self.running.pop(who, None)
+        state, value = report["state"], report["value"]
+        self.states[state] += 1
+        if state == "COMPLETE" and (self.best is None or value > self.best[0]):
+            self.best = (value, int(who.split()[-1]))
+        shown = f"{self.spec.objective} {value:.2f}" if state == "COMPLETE" else report["reason"]
+        self.say(f"{who} {state}: {shown}")
+
+    def _render(self) -> RenderableType:
+        lines = [Text(f"{who}  {state}") for who, state in self.running.items()]
+        counts = "  ".join(f"{state} {count}" for state, count in sorted(self.states.items()))
+        best = f"best {self.best[0]:.2f} (trial {self.best[1]})" if self.best else "no result yet"
+        done = sum(self.states.values())
+        head = f"study {self.spec.name}: {done} of {self.spec.trials} trials  {counts}  {best}"
+        wait = [Text(self.waiting, style="yellow")] if self.waiting else []
+        return Group(Text(head, style="bold"), *lines, *wait)
+
+
+def epoch_line(report: dict[str, Any]) -> str:
+    """One epoch in one line: loss terms, speed, time left."""
+    losses = "  ".join(f"{term} {value:.4f}" for term, value in report["losses"].items())
+    value = "" if report["value"] is None else f"  value {report['value']:.2f}"
+    return (
+        f"step {report['step']} epoch {report['epoch']}/{report['epochs']}: {losses}{value}  "
+        f"{report['images_per_s']:.1f} images/s  {report['seconds_left']:.0f} s left"
+    )
+
+
+def show_params(params: dict[str, Any]) -> str:
+    """Params as `key=value`, numbers short."""
+    if not params:
+        return "no searched params"
+    return " ".join(f"{key}={short(value)}" for key, value in params.items())
+
+
+def short(value: Any) -> str:
+    """A value in few characters; null params mean all."""
+    if value is None:
+        return "all"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,270 @@
+"""Search spaces: which keys of a recipe vary, and how; and the study spec made from one.
+
+A file names a scenario, fixes recipe values, lists what is searched, and gives the published values as
+first trial; `by_method` replaces parts of it for one method.  Needs neither torch nor Ray.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from ucd_ray.config import Config
+from ucd_ray.errors import ConfigError, did_you_mean
+from ucd_ray.methods import METHODS
+from ucd_ray.recipe import Recipe, check_key, describe, method_keys
+
+Value = str | int | float | bool | None | list[float] | dict[str, Any]
+SAMPLERS = ("tpe", "random")
+PRUNERS = ("median", "none")
+OBJECTIVES = tuple(
+    f"miou_{group}{bg}" for group in ("all", "base", "added", "old", "new") for bg in ("", "_bg")
+)
+
+
+class Parameter(Config):
+    """How one key varies: a range (`low`, `high`, optionally `log` or `step`) or `choices`."""
+
+    low: float | None = None
+    """Smallest value."""
+    high: float | None = None
+    """Largest value."""
+    log: bool = False
+    """Sample evenly in the logarithm."""
+    step: float | None = None
+    """Distance of neighbouring values."""
+    type: Literal["float", "int"] = "float"
+    """Kind of the values of a range."""
+    choices: tuple[str | int | float | bool | None, ...] | None = None
+    """The values to choose from, instead of a range."""
+
+    @model_validator(mode="after")
+    def _range_or_choices(self) -> Self:
+        if self.choices is not None:
+            if self.low is not None or self.high is not None:
+                raise ValueError("give either low and high, or choices")
+            if not self.choices:
+                raise ValueError("choices is empty")
+            return self
+        if self.low is None or self.high is None:
+            raise ValueError("give low and high, or choices")
+        if self.low >= self.high:
+            raise ValueError(f"low ({self.low}) must be below high ({self.high})")
+        if self.log and (self.low <= 0 or self.step is not None):
+            raise ValueError("log needs low > 0 and no step")
+        return self
+
+    def edges(self) -> tuple[str | int | float | bool | None, ...]:
+        """The values that bound it: both ends of a range, or all choices."""
+        if self.choices is not None:
+            return self.choices
+        assert self.low is not None and self.high is not None
+        kind = int if self.type == "int" else float
+        return (kind(self.low), kind(self.high))
+
+
+class SpacePart(Config):
+    """What a search space says for all methods, or for one."""
+
+    recipe: dict[str, Value] = {}
+    """Fixed values under their flat keys."""
+    search: dict[str, Parameter] = {}
+    """How keys vary."""
+    first: dict[str, Value] = {}
+    """Values of the first trial: the published ones."""
+
+
+class SearchSpace(SpacePart):
+    """A search-space file."""
+
+    scenario: str
+    """Scenario that the values are for."""
+    method: str = "mib+ucd"
+    """Method that is tuned when none is asked for."""
+    by_method: dict[str, SpacePart] = {}
+    """Parts that replace the values above for one method."""
+
+    def part(self, method: str) -> SpacePart:
+        """The part for `method`: keys that only other methods have are left out."""
+        own = self.by_method.get(method, SpacePart())
+        known = set(method_keys(method))
+        merged: dict[str, dict[str, Any]] = {}
+        for field in ("recipe", "search", "first"):
+            values = {**getattr(self, field), **getattr(own, field)}
+            for key in values:
+                if key not in known:  # of another method, or a mistake
+                    _check_some_method_has(key)
+            merged[field] = {key: v for key, v in values.items() if key in known}
+        return SpacePart.model_construct(**merged)
+
+
+class StudySpec(Config):
+    """One study: a recipe, what varies in it, and how long."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,80}$")]
+    """Name of the study; also the name of its directory."""
+    recipe: dict[str, Value]
+    """Fixed values under their flat keys, scenario, setting and method among them."""
+    search: dict[str, Parameter] = {}
+    """How keys vary."""
+    first: dict[str, Value] = {}
+    """Values of the first trial."""
+    trials: Annotated[int, Field(gt=0)] = 20
+    """Trials to run: complete, pruned and failed ones count."""
+    objective: str = "miou_all"
+    """What is maximised, on the images of `eval.select_on` after the last step."""
+    sampler: str = "tpe"
+    """How new params are proposed: tpe or random."""
+    pruner: str = "median"
+    """How weak trials are stopped early: median or none."""
+    seed: int = 0
+    """Seed of the sampler."""
+    workers: Annotated[int, Field(gt=0)] = 1
+    """Training workers of one trial (DDP)."""
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
+    """CPUs of one worker."""
+    gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
+    """GPUs of one worker; null: one if the cluster has GPUs, else none."""
+    max_concurrent: Annotated[int, Field(gt=0)] | None = None
+    """Trials at a time; null: as many as fit."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        both = sorted(set(self.recipe) & set(self.search))
+        if both:
+            raise ConfigError(f"key '{both[0]}' is both fixed and searched; remove it from one")
+        for field, names in (("objective", OBJECTIVES), ("sampler", SAMPLERS), ("pruner", PRUNERS)):
+            value = getattr(self, field)
+            if value not in names:
+                raise ConfigError(f"unknown {field} '{value}'; {did_you_mean(value, names)}")
+        unknown = sorted(set(self.first) - set(self.search))
+        if unknown:
+            raise ConfigError(f"first value of '{unknown[0]}', which is not searched")
+        self._check_ranges()
+        return self
+
+    def _check_ranges(self) -> None:
+        recipe = self.base_recipe()
+        for key, parameter in self.search.items():
+            check_key(key, recipe.method)
+            for value in parameter.edges():
+                try:
+                    recipe.with_overrides({key: value})
+                except ConfigError as error:
+                    raise ConfigError(f"search range of '{key}': {error}") from None
+        if self.first:
+            recipe.with_overrides(self.first)
+        if recipe.steps.background is False and self.objective.endswith("_bg"):
+            raise ConfigError(
+                f"objective '{self.objective}': {recipe.scenario.dataset} does not score background"
+            )
+
+    def base_recipe(self) -> Recipe:
+        """The recipe that all trials share, searched keys at their defaults."""
+        return Recipe.from_flat(self.recipe)
+
+    def trial_recipe(self, params: Mapping[str, Any]) -> Recipe:
+        """The recipe of a trial with these params."""
+        return self.base_recipe().with_overrides(params)
+
+
+def known_spaces() -> list[str]:
+    """Names of the search spaces that come with the package."""
+    files = importlib.resources.files("ucd_ray.search_spaces").iterdir()
+    return sorted(f.name.removesuffix(".yaml") for f in files if f.name.endswith(".yaml"))
+
+
+def load_search_space(name: str) -> SearchSpace:
+    """The search space called `name`, or in the YAML file at that path.
+
+    Raises ConfigError naming file, key and value.
+    """
+    if name.endswith((".yaml", ".yml")):
+        return _parse(_read(Path(name)), name)
+    spaces = known_spaces()
+    if name in spaces:
+        file = importlib.resources.files("ucd_ray.search_spaces") / f"{name}.yaml"
+        return _parse(file.read_text(), f"{name}.yaml")
+    raise ConfigError(f"no search space '{name}'; {did_you_mean(name, spaces)}")
+
+
+def space_for(scenario: str) -> SearchSpace:
+    """The search space of a scenario: its own, else the one of its data set's kind."""
+    name = scenario if scenario in known_spaces() else "default"
+    return load_search_space(name).model_copy(update={"scenario": scenario})
+
+
+def build_spec(
+    space: SearchSpace,
+    *,
+    name: str | None = None,
+    method: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> StudySpec:
+    """The study of a search space: `overrides` fix keys, which are then no longer searched.
+
+    settings: other fields of StudySpec.  Raises ConfigError.
+    """
+    overrides = dict(overrides or {})
+    method = method or overrides.get("method") or space.method
+    if method not in METHODS:
+        raise ConfigError(f"unknown method '{method}'; {did_you_mean(str(method), METHODS)}")
+    part = space.part(method)
+    recipe = {"scenario": space.scenario, **part.recipe, **overrides, "method": method}
+    search = {key: parameter for key, parameter in part.search.items() if key not in overrides}
+    values: dict[str, Any] = {
+        "name": name or default_name(recipe),
+        "recipe": recipe,
+        "search": search,
+        "first": {key: value for key, value in part.first.items() if key in search},
+        **settings,
+    }
+    try:
+        return StudySpec.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(describe(error)) from None
+
+
+def default_name(recipe: Mapping[str, Any]) -> str:
+    """scenario + setting + method."""
+    scenario = recipe["scenario"]
+    if not isinstance(scenario, str):
+        scenario = str(scenario.get("name") or scenario.get("dataset"))
+    name = f"{Path(scenario).stem}-{recipe.get('setting', 'overlapped')}-{recipe['method']}"
+    return re.sub(r"[^A-Za-z0-9._+-]", "-", name)
+
+
+def _check_some_method_has(key: str) -> None:
+    if not any(key in method_keys(method) for method in METHODS):
+        everything = {k for method in METHODS for k in method_keys(method)}
+        raise ConfigError(f"unknown key '{key}'; {did_you_mean(key, everything)}")
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError as error:
+        raise ConfigError(f"cannot read search space '{path}': {error.strerror}") from None
+
+
+def _parse(text: str, name: str) -> SearchSpace:
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"search space '{name}' is not YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"search space '{name}' must be a mapping with 'scenario' and 'search'")
+    both = sorted(set(content.get("recipe") or {}) & set(content.get("search") or {}))
+    if both:
+        raise ConfigError(f"search space '{name}': key '{both[0]}' is both fixed and searched")
+    try:
+        return SearchSpace.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(f"search space '{name}': {describe(error)}") from None

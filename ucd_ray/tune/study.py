@@ -1,0 +1,282 @@
+"""A study from its spec to its table: checks, database, cluster, base step, trials."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from rich.console import Console
+
+from ucd_ray.checkpoint import StepCache, Store
+from ucd_ray.data.prepare import prepared_for
+from ucd_ray.errors import ConfigError, StudyError
+from ucd_ray.job import Job
+from ucd_ray.recipe import Recipe, micro_batches
+from ucd_ray.tune.cluster import Cluster, check_fits, connect, local_cpus
+from ucd_ray.tune.database import Database
+from ucd_ray.tune.executors import Gang, RunPerTrial
+from ucd_ray.tune.places import Places, places
+from ucd_ray.tune.progress import Progress
+from ucd_ray.tune.results import trials_table
+from ucd_ray.tune.space import StudySpec
+
+MAY_CHANGE = {"trials", "max_concurrent", "cpus_per_worker", "gpus_per_worker"}
+BEAT_S = 10.0  # between renewals of the claim on a study
+
+
+def prepare_job(recipe: Recipe, where: Places, *, name: tuple[str, ...], workers: int) -> Job:
+    """The checked job of a recipe: data prepared, weights present, every step with images.
+
+    Raises what is wrong with them before anything is started.
+    """
+    source = recipe.data.source
+    prepared = prepared_for(recipe.scenario.dataset, source, where.data)
+    job = Job(
+        recipe=recipe,
+        data=str(prepared.path),
+        cache=where.steps,
+        weights=_weights_file(recipe, where),
+        store=where.runs,
+        name=name,
+        workers=workers,
+    )
+    _check_classes(job)
+    micro_batches(recipe, workers)
+    assert job.plan and job.normalisation  # both raise on bad input
+    _check_network(job)
+    return job
+
+
+def _weights_file(recipe: Recipe, where: Places) -> str | None:
+    weights = recipe.model.weights
+    if weights == "pretrained":
+        from ucd_ray.models import pretrained_weights
+
+        return str(pretrained_weights(recipe.model.backbone, where.home / "weights"))
+    return None if weights is None else str(Path(weights).expanduser().absolute())
+
+
+def _check_classes(job: Job) -> None:
+    highest = max(c for step in job.recipe.scenario.steps for c in step)
+    if highest >= len(job.prepared.classes):
+        raise ConfigError(
+            f"scenario '{job.recipe.scenario.name}' learns class {highest}, but data set "
+            f"'{job.data}' has classes 1..{len(job.prepared.classes) - 1}"
+        )
+
+
+def _check_network(job: Job) -> None:
+    """Backbone and weights fit each other.  In a process of its own: the driver stays light."""
+    import subprocess
+    import sys
+
+    model = job.recipe.model
+    code = (
+        "import sys\n"
+        "from ucd_ray.errors import UcdRayError\n"
+        "from ucd_ray.models import create_backbone, load_backbone_weights\n"
+        "try:\n"
+        "    backbone = create_backbone(sys.argv[1], int(sys.argv[2]))\n"
+        "    if sys.argv[3]: load_backbone_weights(backbone, sys.argv[3], name=sys.argv[1])\n"
+        "except UcdRayError as error:\n"
+        "    sys.stderr.write('\\x00' + type(error).__name__ + '\\x00' + str(error)); sys.exit(2)\n"
+    )
+    command = [sys.executable, "-c", code, model.backbone, str(model.output_stride)]
+    done = subprocess.run([*command, job.weights or ""], capture_output=True, text=True, check=False)
+    if done.returncode:
+        import ucd_ray.errors as errors
+
+        parts = done.stderr.split("\x00")
+        kind = getattr(errors, parts[1]) if len(parts) == 3 else ConfigError
+        raise kind(parts[-1].strip())
+
+
+def run_study(
+    spec: StudySpec, *, address: str | None = None, console: Console | None = None
+) -> pa.Table:
+    """Runs a study, or goes on with it, until it has its trials.  Returns its table of trials.
+
+    address: of a Ray cluster; None: RAY_ADDRESS, else a private head on this machine
+    Raises UcdRayError for what a user can mend.
+    """
+    console = console or Console(quiet=True)
+    where = places()
+    recipe = spec.base_recipe()
+    if address is None:
+        check_fits("CPU", spec.workers, spec.cpus_per_worker, local_cpus())
+    job = prepare_job(recipe, where, name=(spec.name, "base"), workers=spec.workers)
+    job = _with_objective(job, spec)
+    database = Database(where.database)
+    register(database, spec, recipe)
+    database.claim(spec.name)
+    with _claimed(database, spec.name):
+        book, before = _open_book(spec, database)
+        if book.finished() < spec.trials or book.adopted:
+            with Progress(spec, console, finished=before) as progress:
+                _drive(spec, job, book, where, address, progress)
+    return trials_table(database, spec.name)
+
+
+def _with_objective(job: Job, spec: StudySpec) -> Job:
+    from dataclasses import replace
+
+    return replace(job, objective=spec.objective)
+
+
+def _open_book(spec: StudySpec, database: Database) -> tuple[Any, Counter[str]]:
+    from ucd_ray.tune.bridge import FINISHED_STATES, TrialBook
+
+    book = TrialBook(spec, database)
+    states = Counter(t.state.name for t in book.study.get_trials(states=FINISHED_STATES))
+    return book, states
+
+
+def register(database: Database, spec: StudySpec, recipe: Recipe) -> None:
+    """Stores the spec of a new study, or checks that it is the stored one.  Raises StudyError."""
+    stored = database.spec(spec.name)
+    content = spec.model_dump(mode="json")
+    if stored is not None:
+        differing = differences(stored, content)
+        if differing:
+            raise StudyError(
+                f"study '{spec.name}' exists with another spec; differing: {'; '.join(differing)}. "
+                "Choose another --name, or start it with the same values"
+            )
+    about = {
+        "scenario": recipe.scenario.name,
+        "setting": recipe.setting,
+        "method": recipe.method,
+        "objective": spec.objective,
+        "select_on": recipe.eval.select_on,
+        "steps": len(recipe.steps.steps),
+        "background": recipe.scenario.background,
+    }
+    database.save_spec(spec.name, spec.model_dump_json(), about)
+
+
+def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """The keys in which two specs differ, with both values; budget and parallelism may differ."""
+    found = []
+    for field in sorted(set(stored) | set(wanted)):
+        old, new = stored.get(field), wanted.get(field)
+        if field in MAY_CHANGE or old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            keys = sorted(k for k in set(old) | set(new) if old.get(k) != new.get(k))
+            found += [f"{k} ({_show(old.get(k))} there, {_show(new.get(k))} here)" for k in keys]
+        else:
+            found.append(f"{field} ({_show(old)} there, {_show(new)} here)")
+    return found
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k}: {v}" for k, v in value.items() if v not in (None, False)) + "}"
+    return "not given" if value is None else str(value)
+
+
+@contextlib.contextmanager
+def _claimed(database: Database, name: str) -> Iterator[None]:
+    """Renews the claim on a study in the background and gives it back at the end."""
+    done = threading.Event()
+
+    def beat() -> None:
+        while not done.wait(BEAT_S):
+            with contextlib.suppress(StudyError):  # tried again in BEAT_S
+                database.beat(name)
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        database.release(name)
+
+
+def _drive(
+    spec: StudySpec,
+    job: Job,
+    book: Any,
+    where: Places,
+    address: str | None,
+    progress: Progress,
+) -> None:
+    """Connects, trains the base step if no cache holds it, and runs the trials."""
+    progress.wait_for("waiting for Ray to start ...")
+    with connect(address, where.home, job=spec.name) as cluster:
+        progress.wait_for("")
+        if cluster.dashboard:
+            progress.say(f"Ray dashboard: {cluster.dashboard}  (token in {where.home}/ray-token)")
+        gang = cluster.gang(spec)
+        executor = RunPerTrial(job, spec, gang, where.runs)
+        if not _base_is_cached(job, gang):
+            train_base(executor, cluster, progress)
+        book.on_event = lambda kind, number, report: progress.event(
+            kind, f"trial {number}", report
+        )
+        limit = spec.max_concurrent or cluster.concurrent_trials(gang)
+        progress.say(f"{limit} trial(s) at a time, {gang.workers} worker(s) each")
+        _run_trials(executor, book, limit, where)
+
+
+def _base_is_cached(job: Job, gang: Gang) -> bool:
+    key = job.step_key(0, precision=job.guessed_precision(gpus=gang.gpus > 0))
+    return StepCache(Store(job.cache)).has(key)
+
+
+def train_base(executor: RunPerTrial, cluster: Cluster, progress: Progress) -> None:
+    """Trains step 0 once, before the trials that share it.  Raises StudyError if it fails."""
+    from ucd_ray.tune.single import run_single
+
+    progress.event("started", "base step", {})
+    progress.wait_for("trials wait for the base step")
+    failure = run_single(
+        executor, None, {}, lambda kind, report: progress.event(kind, "base step", report)
+    )
+    progress.running.pop("base step", None)
+    progress.wait_for("")
+    if failure is not None:
+        raise StudyError(f"the base step failed: {failure}")
+
+
+def _run_trials(executor: RunPerTrial, book: Any, limit: int, where: Places) -> None:
+    from ucd_ray.tune.bridge import BookScheduler, BookSearcher
+    from ucd_ray.tune.single import quiet_tune, tune_run_config
+
+    searcher = BookSearcher(book)
+    with quiet_tune():
+        from ray import tune
+
+        tune.Tuner(
+            executor.trainable(),
+            tune_config=tune.TuneConfig(
+                num_samples=-1,
+                search_alg=searcher,
+                scheduler=BookScheduler(searcher),
+                max_concurrent_trials=limit,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=tune_run_config(executor.storage, executor.spec.name),
+        ).fit()
+    logging.getLogger(__name__).debug("study %s has its trials", executor.spec.name)
+
+
+def stored_spec(name: str) -> StudySpec:
+    """The spec of a study that was started before.  Raises StudyError."""
+    from ucd_ray.errors import did_you_mean
+
+    database = Database(places().database)
+    stored = database.spec(name)
+    if stored is None:
+        names = [row.name for row in database.studies()]
+        hint = did_you_mean(name, names) if names else "no study has been started yet"
+        raise StudyError(f"no study '{name}' in '{database.shown}'; {hint}")
+    return StudySpec.model_validate(stored)
