@@ -167,7 +167,9 @@ class StepCache:
 
     def _damaged(self, key: Mapping[str, Any], what: str) -> CheckpointError:
         path = self.store.path(key_digest(key))
-        return CheckpointError(f"step cache entry '{path}' is damaged: {what}; delete it to retrain")
+        return CheckpointError(
+            f"step cache entry '{path}' is damaged: {what}; delete it to retrain"
+        )
 
 
 class TrialStore:

@@ -25,7 +25,8 @@ study_app = typer.Typer(help="Look at studies and go on with them.", no_args_is_
 app.add_typer(data_app, name="data")
 app.add_typer(study_app, name="study")
 
-console = Console(soft_wrap=False)
+WIDE = 200  # columns of a table that goes to a file or pipe
+console = Console(width=None if sys.stdout.isatty() else WIDE)
 
 Set = Annotated[
     list[str] | None,
@@ -49,7 +50,9 @@ SplitLists = Annotated[
 Triple = Annotated[str | None, typer.Option(help="Three numbers, R,G,B, for pixels in 0..1.")]
 Scenario = Annotated[str, typer.Option(help="Such as voc-15-1 or ade-100-50, or a YAML file.")]
 Workers = Annotated[int, typer.Option(help="DDP training workers of one trial.", min=1)]
-Address = Annotated[str | None, typer.Option(help="Ray cluster; default: RAY_ADDRESS or a local head.")]
+Address = Annotated[
+    str | None, typer.Option(help="Ray cluster; default: RAY_ADDRESS or a local head.")
+]
 Deterministic = Annotated[
     bool, typer.Option("--deterministic", help="Same seed, same numbers on the same machine.")
 ]
@@ -73,7 +76,9 @@ def tune(
     trials: Annotated[int | None, typer.Option(help="Trials in all; may be raised later.")] = None,
     method: Method = None,
     space: Annotated[str | None, typer.Option(help="Search space: a name or a YAML file.")] = None,
-    name: Annotated[str | None, typer.Option(help="Study; default: scenario-setting-method.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Study; default: scenario-setting-method.")
+    ] = None,
     data: Data = None,
     weights: Weights = None,
     weights_mean: Triple = None,
@@ -85,7 +90,9 @@ def tune(
     values: Set = None,
     workers: Workers = 1,
     cpus_per_worker: float = 1.0,
-    gpus_per_worker: Annotated[float | None, typer.Option(help="Default: 1 if there are GPUs.")] = None,
+    gpus_per_worker: Annotated[
+        float | None, typer.Option(help="Default: 1 if there are GPUs.")
+    ] = None,
     max_concurrent: Annotated[int | None, typer.Option(help="Trials at a time.")] = None,
     sampler: str = "tpe",
     pruner: str = "median",
@@ -151,7 +158,9 @@ def train(
     values: Set = None,
     workers: Workers = 1,
     deterministic: Deterministic = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, train nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan, train nothing.")
+    ] = False,
     address: Address = None,
 ) -> None:
     """Run one recipe over all its steps, without a study."""
@@ -221,7 +230,9 @@ def config(
 @app.command()
 def results(
     study: Annotated[str, typer.Argument(help="Name of the study.")],
-    output: Annotated[str, typer.Option("--format", help="table, csv, json, parquet, arrow.")] = "table",
+    output: Annotated[
+        str, typer.Option("--format", help="table, csv, json, parquet, arrow.")
+    ] = "table",
     out: Annotated[Path | None, typer.Option(help="File to write; default: the terminal.")] = None,
     picture: Annotated[
         Path | None, typer.Option(help="PNG with images, truth and the best trial's predictions.")
@@ -248,9 +259,9 @@ def data_prepare(
     out: Annotated[Path, typer.Argument(help="Directory to write; must not exist.")],
 ) -> None:
     """Turn a data set into Arrow files."""
-    from ucd_ray.tune.explain import prepare_with_progress
+    from ucd_ray.tune.prepare import prepare_data
 
-    prepared = prepare_with_progress(dataset, source, out, console)
+    prepared = prepare_data(dataset, source, out, console)
     console.print(
         f"{out}: {prepared.train.num_rows} train, {prepared.val.num_rows} val images, "
         f"{len(prepared.classes) - 1} classes, fingerprint {prepared.fingerprint[:16]}",
@@ -290,12 +301,11 @@ def _show(table: Any, name: str, output: str, out: Path | None) -> None:
     if output == "table":
         shown = render(table, f"study {name}")
         if out is None:
-            wide = max(console.width, 40 + 9 * len(shown.columns))
-            Console(width=wide if not console.is_terminal else None).print(shown)
+            console.print(shown)
             return
-        plain = Console(width=200, file=None, record=True, quiet=True)
-        plain.print(shown)
-        write(plain.export_text().encode(), out)
+        text = Console(width=WIDE, record=True, quiet=True)
+        text.print(shown)
+        write(text.export_text().encode(), out)
         return
     content = encode(table, output)
     if out is not None:

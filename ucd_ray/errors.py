@@ -51,7 +51,7 @@ class ClusterError(UcdRayError):
     """The cluster cannot be reached, started, or can never hold what is asked for."""
 
 
-class TrainingDiverged(UcdRayError):
+class TrainingDiverged(UcdRayError):  # noqa: N818
     """A loss term became NaN or infinite."""
 
 

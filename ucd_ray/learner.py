@@ -52,7 +52,9 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     than one batch repeats them.
     """
 
-    def __init__(self, rows: Tensor, plan: Schedule, batch: int, micro: int, ranks: Ranks, seed: int):
+    def __init__(
+        self, rows: Tensor, plan: Schedule, batch: int, micro: int, ranks: Ranks, seed: int
+    ):
         self.rows, self.plan, self.batch, self.micro = rows, plan, batch, micro
         self.ranks, self.seed, self.epoch = ranks, seed, 0
 
@@ -63,7 +65,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         share = self.batch // self.ranks.world_size
         for update in range(len(self) // (share // self.micro)):
             start = update * self.batch + self.ranks.rank * share
-            for chunk in order[start : start + share].split(self.micro):
+            for chunk in torch.split(order[start : start + share], self.micro):
                 yield [(self.epoch, row) for row in chunk.tolist()]
 
     def __len__(self) -> int:

@@ -26,7 +26,13 @@ from ucd_ray.config import (
 )
 from ucd_ray.errors import ConfigError, did_you_mean
 from ucd_ray.methods import METHOD_DEFAULTS, METHODS, Term
-from ucd_ray.scenarios import LISTED_DISJOINT, Scenario, Setting, parse_scenario, scenario_from_mapping
+from ucd_ray.scenarios import (
+    LISTED_DISJOINT,
+    Scenario,
+    Setting,
+    parse_scenario,
+    scenario_from_mapping,
+)
 
 TOP_KEYS = ("scenario", "setting", "method", "seed")
 
@@ -170,7 +176,9 @@ def check_key(key: str, method: str) -> None:
 
 def _suggest_key(key: str, known: set[str]) -> str:
     hint = did_you_mean(key, known)
-    return hint if hint.startswith("did") else "see `ucd-ray config SCENARIO --explain` for all keys"
+    return (
+        hint if hint.startswith("did") else "see `ucd-ray config SCENARIO --explain` for all keys"
+    )
 
 
 def _build(kind: type[Any], section: str, values: Mapping[str, Any]) -> Any:

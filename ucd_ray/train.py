@@ -106,7 +106,9 @@ class _Run:
         """The network as it enters `step`: fresh at 0, else with the weights of the step before."""
         micro, _ = micro_batches(self.recipe, self.ranks.world_size)
         if micro == 1:
-            self.notes.append("one image per micro-batch: batch norm of the pooling branch is frozen")
+            self.notes.append(
+                "one image per micro-batch: batch norm of the pooling branch is frozen"
+            )
         torch.manual_seed(seed_of(self.recipe.seed, 0))
         model = self.recipe.model
         segmenter = build_segmenter(
@@ -126,7 +128,7 @@ class _Run:
             self.notes += load_backbone_weights(
                 segmenter.backbone, self.job.weights, name=model.backbone
             )
-        return segmenter.to(self.runtime.device, memory_format=self.runtime.memory_format)
+        return segmenter.to(self.runtime.device).to(memory_format=self.runtime.memory_format)
 
     def _train_step(self, segmenter: Segmenter, step: int) -> dict[str, Any]:
         started = time.perf_counter()

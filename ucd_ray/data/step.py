@@ -94,7 +94,7 @@ def plan_steps(
             )
         last = step == len(scenario.steps) - 1
         learned = list(scenario.classes_until(step)[1:])
-        scored = np.arange(len(val_shown)) if last else val_shown[:, learned].any(1).nonzero()[0]
+        scored = np.arange(len(val_shown)) if last else np.flatnonzero(val_shown[:, learned].any(1))
         plan.append(StepImages(own, np.flatnonzero(held), scored))
     return plan
 

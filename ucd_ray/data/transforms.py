@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import RandomResizedCrop as Crop
-from torchvision.transforms.v2 import functional as F  # noqa: N812
+from torchvision.transforms.v2 import functional as F
 
 from ucd_ray.config import DataConfig, EvalConfig
 
@@ -59,7 +59,9 @@ class TrainingImages(Dataset[tuple[Tensor, Tensor]]):
         image, mask = decode(self.table, row, self.labels)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(self.seed, epoch, row))
-            box = Crop.get_params(image, [self.config.scale_min, self.config.scale_max], list(RATIO))
+            box = Crop.get_params(
+                image, [self.config.scale_min, self.config.scale_max], list(RATIO)
+            )
             flipped = bool(torch.rand(()) < self.config.flip)
         size = [self.config.crop, self.config.crop]
         image = F.resized_crop(image, *box, size, InterpolationMode.BILINEAR, antialias=True)

@@ -92,16 +92,17 @@ def connect(address: str | None, home: Path, *, job: str) -> Iterator[Cluster]:
     address = address or os.environ.get("RAY_ADDRESS") or None
     os.environ.update({key: os.environ.get(key, value) for key, value in LEAN.items()})
     with contextlib.ExitStack() as stack:
+        dashboard = None
         if address is None:
             stack.callback(_reread_environment)
             stack.enter_context(_environment(**_loopback_only(home)))
             _reread_environment()
-            address = stack.enter_context(_private_head())
-        yield stack.enter_context(_connected(address, job))
+            address, dashboard = stack.enter_context(_private_head())
+        yield stack.enter_context(_connected(address, dashboard, job))
 
 
 @contextlib.contextmanager
-def _connected(address: str, job: str) -> Iterator[Cluster]:
+def _connected(address: str, dashboard: str | None, job: str) -> Iterator[Cluster]:
     import ray
 
     # Workers must know their cluster: a stopped trial's resources leak if they cannot tell which
@@ -122,7 +123,7 @@ def _connected(address: str, job: str) -> Iterator[Cluster]:
         resources = ray.cluster_resources()
         yield Cluster(
             address=address,
-            dashboard=f"http://{info.dashboard_url}" if info.dashboard_url else "",
+            dashboard=f"http://{dashboard or info.dashboard_url}",
             cpus=resources.get("CPU", 0.0),
             gpus=resources.get("GPU", 0.0),
         )
@@ -131,7 +132,8 @@ def _connected(address: str, job: str) -> Iterator[Cluster]:
 
 
 @contextlib.contextmanager
-def _private_head() -> Iterator[str]:
+def _private_head() -> Iterator[tuple[str, str]]:
+    """Starts a head.  Yields the addresses of cluster and dashboard."""
     folder = tempfile.mkdtemp(prefix="ucd-ray-", dir=_short_temp())
     ports = free_ports(5)
     command = [
@@ -155,7 +157,7 @@ def _private_head() -> Iterator[str]:
         )
     try:
         _wait_for(head, ports[:2], Path(folder) / "head.log")
-        yield f"127.0.0.1:{ports[0]}"
+        yield f"127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}"
     finally:
         _end(head)
         shutil.rmtree(folder, ignore_errors=True)
@@ -241,11 +243,12 @@ def _loopback_only(home: Path) -> dict[str, str]:
 
 def _reread_environment() -> None:
     """Ray reads these variables once, when it is imported; this makes it read them again."""
+    from ray import _raylet
     from ray._private import ray_constants
-    from ray._raylet import AuthenticationTokenLoader, Config
 
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
+    raylet: Any = _raylet  # compiled, without types
+    raylet.Config.initialize("")
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
     ray_constants.ENABLE_RAY_CLUSTER = os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER") != "0"
 
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ucd_ray.job import Job
-from ucd_ray.tune.space import StudySpec
 
 WORKER_RESTARTS = 2  # of one trial, after a lost worker: each costs at most one epoch
 DRIVER_RESOURCES = {"cpu": 0, "memory": 1}  # takes no CPU from the workers; Tune wants something
@@ -37,7 +36,6 @@ class RunPerTrial:
     """Starts a Ray Train run for every trial."""
 
     job: Job  # of the study; number and params make it a trial's
-    spec: StudySpec
     gang: Gang
     storage: str
 
@@ -49,10 +47,8 @@ class RunPerTrial:
             tune.with_parameters(run_trial, executor=self), dict(DRIVER_RESOURCES)
         )
 
-    def trial_job(self, number: int | None, params: dict[str, Any]) -> Job:
-        """The job of a trial; None: of the base step that all trials share."""
-        if number is None:
-            return self.job.base()
+    def trial_job(self, number: int, params: dict[str, Any]) -> Job:
+        """The job of a trial."""
         recipe = self.job.recipe.with_overrides(params)
         return replace(self.job, recipe=recipe, name=(*self.job.name[:-1], str(number)))
 
@@ -63,7 +59,7 @@ def run_trial(config: dict[str, Any], executor: RunPerTrial) -> None:
     from ray.train.torch import TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    job = executor.trial_job(config["number"], config["params"])
+    job = config.get("job") or executor.trial_job(config["number"], config["params"])
     gang = executor.gang
     TorchTrainer(
         train_worker,

@@ -137,7 +137,9 @@ def render(table: pa.Table, title: str) -> Table:
     names = [n for n in names if n not in FINAL_METRICS or n == "forgetting"]
     names = [n for n in names if n != "step0_miou_old" and n != "step0_miou_new"] + ["reason"]
     for name in names:
-        shown.add_column(name.replace("_miou_", "\n"), justify="right" if name != "reason" else "left")
+        shown.add_column(
+            name.replace("_miou_", "\n"), justify="right" if name != "reason" else "left"
+        )
     for row in sorted(table.to_pylist(), key=lambda r: (r["value"] is None, -(r["value"] or 0))):
         shown.add_row(*(_cell(row[name], name) for name in names))
     return shown

@@ -12,6 +12,7 @@ from typing import Any
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from ucd_ray.job import Job
 from ucd_ray.tune.bridge import NotSaved, root_cause
 from ucd_ray.tune.executors import RunPerTrial, unpack
 
@@ -41,19 +42,17 @@ class Listener(NotSaved, FIFOScheduler):
         self.failure = root_cause(error) if error else "unknown error"
 
 
-def run_single(
-    executor: RunPerTrial, number: int | None, params: dict[str, Any], on_report: OnReport
-) -> str | None:
-    """Runs one trial on its gang.  Returns why it failed, None if it did not."""
+def run_single(executor: RunPerTrial, job: Job, on_report: OnReport) -> str | None:
+    """Runs one job on its gang.  Returns why it failed, None if it did not."""
     listener = Listener(on_report)
     with quiet_tune():
         tune.Tuner(
             executor.trainable(),
-            param_space={"number": number, "params": params},
+            param_space={"job": job},
             tune_config=tune.TuneConfig(
                 scheduler=listener, trial_dirname_creator=lambda trial: trial.trial_id
             ),
-            run_config=tune_run_config(executor.storage, "-".join(executor.job.name)),
+            run_config=tune_run_config(executor.storage, "-".join(job.name)),
         ).fit()
     return listener.failure
 

@@ -94,7 +94,7 @@ class SearchSpace(SpacePart):
         """The part for `method`: keys that only other methods have are left out."""
         own = self.by_method.get(method, SpacePart())
         known = set(method_keys(method))
-        merged: dict[str, dict[str, Any]] = {}
+        merged: dict[str, Any] = {}
         for field in ("recipe", "search", "first"):
             values = {**getattr(self, field), **getattr(own, field)}
             for key in values:

@@ -3,98 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from rich.console import Console
 
 from ucd_ray.checkpoint import StepCache, Store
-from ucd_ray.data.prepare import prepared_for
-from ucd_ray.errors import ConfigError, StudyError
+from ucd_ray.errors import StudyError
 from ucd_ray.job import Job
-from ucd_ray.recipe import Recipe, micro_batches
-from ucd_ray.tune.cluster import Cluster, check_fits, connect, local_cpus
+from ucd_ray.recipe import Recipe
+from ucd_ray.tune.cluster import check_fits, connect, local_cpus
 from ucd_ray.tune.database import Database
 from ucd_ray.tune.executors import Gang, RunPerTrial
 from ucd_ray.tune.places import Places, places
+from ucd_ray.tune.prepare import prepare_job
 from ucd_ray.tune.progress import Progress
 from ucd_ray.tune.results import trials_table
 from ucd_ray.tune.space import StudySpec
 
 MAY_CHANGE = {"trials", "max_concurrent", "cpus_per_worker", "gpus_per_worker"}
 BEAT_S = 10.0  # between renewals of the claim on a study
-
-
-def prepare_job(recipe: Recipe, where: Places, *, name: tuple[str, ...], workers: int) -> Job:
-    """The checked job of a recipe: data prepared, weights present, every step with images.
-
-    Raises what is wrong with them before anything is started.
-    """
-    source = recipe.data.source
-    prepared = prepared_for(recipe.scenario.dataset, source, where.data)
-    job = Job(
-        recipe=recipe,
-        data=str(prepared.path),
-        cache=where.steps,
-        weights=_weights_file(recipe, where),
-        store=where.runs,
-        name=name,
-        workers=workers,
-    )
-    _check_classes(job)
-    micro_batches(recipe, workers)
-    assert job.plan and job.normalisation  # both raise on bad input
-    _check_network(job)
-    return job
-
-
-def _weights_file(recipe: Recipe, where: Places) -> str | None:
-    weights = recipe.model.weights
-    if weights == "pretrained":
-        from ucd_ray.models import pretrained_weights
-
-        return str(pretrained_weights(recipe.model.backbone, where.home / "weights"))
-    return None if weights is None else str(Path(weights).expanduser().absolute())
-
-
-def _check_classes(job: Job) -> None:
-    highest = max(c for step in job.recipe.scenario.steps for c in step)
-    if highest >= len(job.prepared.classes):
-        raise ConfigError(
-            f"scenario '{job.recipe.scenario.name}' learns class {highest}, but data set "
-            f"'{job.data}' has classes 1..{len(job.prepared.classes) - 1}"
-        )
-
-
-def _check_network(job: Job) -> None:
-    """Backbone and weights fit each other.  In a process of its own: the driver stays light."""
-    import subprocess
-    import sys
-
-    model = job.recipe.model
-    code = (
-        "import sys\n"
-        "from ucd_ray.errors import UcdRayError\n"
-        "from ucd_ray.models import create_backbone, load_backbone_weights\n"
-        "try:\n"
-        "    backbone = create_backbone(sys.argv[1], int(sys.argv[2]))\n"
-        "    if sys.argv[3]: load_backbone_weights(backbone, sys.argv[3], name=sys.argv[1])\n"
-        "except UcdRayError as error:\n"
-        "    sys.stderr.write('\\x00' + type(error).__name__ + '\\x00' + str(error)); sys.exit(2)\n"
-    )
-    command = [sys.executable, "-c", code, model.backbone, str(model.output_stride)]
-    done = subprocess.run([*command, job.weights or ""], capture_output=True, text=True, check=False)
-    if done.returncode:
-        import ucd_ray.errors as errors
-
-        parts = done.stderr.split("\x00")
-        kind = getattr(errors, parts[1]) if len(parts) == 3 else ConfigError
-        raise kind(parts[-1].strip())
 
 
 def run_study(
@@ -110,8 +41,14 @@ def run_study(
     recipe = spec.base_recipe()
     if address is None:
         check_fits("CPU", spec.workers, spec.cpus_per_worker, local_cpus())
-    job = prepare_job(recipe, where, name=(spec.name, "base"), workers=spec.workers)
-    job = _with_objective(job, spec)
+    job = prepare_job(
+        recipe,
+        where,
+        name=(spec.name, "base"),
+        workers=spec.workers,
+        objective=spec.objective,
+        console=console,
+    )
     database = Database(where.database)
     register(database, spec, recipe)
     database.claim(spec.name)
@@ -121,12 +58,6 @@ def run_study(
             with Progress(spec, console, finished=before) as progress:
                 _drive(spec, job, book, where, address, progress)
     return trials_table(database, spec.name)
-
-
-def _with_objective(job: Job, spec: StudySpec) -> Job:
-    from dataclasses import replace
-
-    return replace(job, objective=spec.objective)
 
 
 def _open_book(spec: StudySpec, database: Database) -> tuple[Any, Counter[str]]:
@@ -177,7 +108,9 @@ def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
 
 def _show(value: Any) -> str:
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{k}: {v}" for k, v in value.items() if v not in (None, False)) + "}"
+        return (
+            "{" + ", ".join(f"{k}: {v}" for k, v in value.items() if v not in (None, False)) + "}"
+        )
     return "not given" if value is None else str(value)
 
 
@@ -216,15 +149,13 @@ def _drive(
         if cluster.dashboard:
             progress.say(f"Ray dashboard: {cluster.dashboard}  (token in {where.home}/ray-token)")
         gang = cluster.gang(spec)
-        executor = RunPerTrial(job, spec, gang, where.runs)
+        executor = RunPerTrial(job, gang, where.runs)
         if not _base_is_cached(job, gang):
-            train_base(executor, cluster, progress)
-        book.on_event = lambda kind, number, report: progress.event(
-            kind, f"trial {number}", report
-        )
+            train_base(executor, progress)
+        book.on_event = lambda kind, number, report: progress.event(kind, f"trial {number}", report)
         limit = spec.max_concurrent or cluster.concurrent_trials(gang)
         progress.say(f"{limit} trial(s) at a time, {gang.workers} worker(s) each")
-        _run_trials(executor, book, limit, where)
+        _run_trials(executor, book, limit, spec.name)
 
 
 def _base_is_cached(job: Job, gang: Gang) -> bool:
@@ -232,14 +163,16 @@ def _base_is_cached(job: Job, gang: Gang) -> bool:
     return StepCache(Store(job.cache)).has(key)
 
 
-def train_base(executor: RunPerTrial, cluster: Cluster, progress: Progress) -> None:
+def train_base(executor: RunPerTrial, progress: Progress) -> None:
     """Trains step 0 once, before the trials that share it.  Raises StudyError if it fails."""
     from ucd_ray.tune.single import run_single
 
     progress.event("started", "base step", {})
     progress.wait_for("trials wait for the base step")
     failure = run_single(
-        executor, None, {}, lambda kind, report: progress.event(kind, "base step", report)
+        executor,
+        executor.job.base(),
+        lambda kind, report: progress.event(kind, "base step", report),
     )
     progress.running.pop("base step", None)
     progress.wait_for("")
@@ -247,7 +180,7 @@ def train_base(executor: RunPerTrial, cluster: Cluster, progress: Progress) -> N
         raise StudyError(f"the base step failed: {failure}")
 
 
-def _run_trials(executor: RunPerTrial, book: Any, limit: int, where: Places) -> None:
+def _run_trials(executor: RunPerTrial, book: Any, limit: int, name: str) -> None:
     from ucd_ray.tune.bridge import BookScheduler, BookSearcher
     from ucd_ray.tune.single import quiet_tune, tune_run_config
 
@@ -264,9 +197,8 @@ def _run_trials(executor: RunPerTrial, book: Any, limit: int, where: Places) -> 
                 max_concurrent_trials=limit,
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
-            run_config=tune_run_config(executor.storage, executor.spec.name),
+            run_config=tune_run_config(executor.storage, name),
         ).fit()
-    logging.getLogger(__name__).debug("study %s has its trials", executor.spec.name)
 
 
 def stored_spec(name: str) -> StudySpec:

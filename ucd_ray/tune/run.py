@@ -1,0 +1,161 @@
+"""One recipe without a study: in this process, or on the workers of a Ray Train run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ucd_ray.checkpoint import Store, TrialStore
+from ucd_ray.errors import UcdRayError
+from ucd_ray.job import Job
+from ucd_ray.recipe import Recipe, schedule
+from ucd_ray.tune.cluster import check_fits, connect, local_cpus
+from ucd_ray.tune.places import places
+from ucd_ray.tune.prepare import prepare_job
+from ucd_ray.tune.progress import epoch_line
+from ucd_ray.tune.space import StudySpec
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run measured: one report per step, with means, per-class IoU and forgetting."""
+
+    recipe: Recipe
+    steps: list[dict[str, Any]]
+
+    def means(self, step: int = -1, *, images: str = "val") -> dict[str, float]:
+        """The mIoU columns and forgetting after a step, in percent; images: val or select."""
+        means: dict[str, float] = self.steps[step][images]["means"]
+        return means
+
+
+def run(
+    recipe: Recipe,
+    *,
+    workers: int = 1,
+    address: str | None = None,
+    console: Console | None = None,
+) -> RunResult:
+    """Trains a recipe over all its steps, or goes on with it; finished steps come from the cache.
+
+    workers: 1 trains in this process, more as DDP workers of Ray Train
+    address: of a Ray cluster; None: RAY_ADDRESS, else a private head on this machine
+    Raises UcdRayError for what a user can mend.
+    """
+    console = console or Console(quiet=True)
+    where = places()
+    if workers > 1 and address is None:
+        check_fits("CPU", workers, 1.0, local_cpus())
+    name = ("train", _digest(recipe))
+    job = prepare_job(recipe, where, name=name, workers=workers, console=console)
+    listener = _Listener(console)
+    if workers == 1:
+        _run_here(job, listener)
+    else:
+        _run_on_ray(job, listener, address)
+    return RunResult(recipe, listener.steps)
+
+
+class _Listener:
+    """Shows reports and keeps those of finished steps."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.steps: list[dict[str, Any]] = []
+
+    def __call__(self, report: dict[str, Any]) -> None:
+        kind = report["kind"]
+        if kind == "start":
+            for note in report["notes"]:
+                self.say(note)
+        elif kind == "epoch":
+            self.say(epoch_line(report))
+        elif kind == "step":
+            self.steps.append(report)
+            where = "from the step cache" if report["cached"] else f"{report['seconds']:.1f} s"
+            means = report["val"]["means"]
+            self.say(f"step {report['step']} done ({where}): val mIoU {means['miou_all']:.1f}")
+
+    def say(self, line: str) -> None:
+        self.console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def _run_here(job: Job, listener: _Listener) -> None:
+    from ucd_ray.train import LocalContext, train_run
+
+    checkpoint = TrialStore(Store(job.store), *job.name)
+    train_run(job, LocalContext(listener, checkpoint.load, checkpoint.save))
+    checkpoint.clear()
+
+
+def _run_on_ray(job: Job, listener: _Listener, address: str | None) -> None:
+    where = places()
+    listener.say("waiting for Ray to start ...")
+    with connect(address, where.home, job=job.name[-1]) as cluster:
+        from ucd_ray.tune.executors import RunPerTrial
+        from ucd_ray.tune.single import run_single
+
+        listener.say(f"Ray dashboard: {cluster.dashboard}")
+        spec = StudySpec(name="train", recipe=job.recipe.flat(), workers=job.workers)
+        executor = RunPerTrial(job, cluster.gang(spec), where.runs)
+        failure = run_single(executor, job, lambda _kind, report: listener(report))
+    if failure is not None:
+        raise UcdRayError(f"the run failed: {failure}")
+
+
+def _digest(recipe: Recipe) -> str:
+    return hashlib.sha256(json.dumps(recipe.flat(), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def plan_table(recipe: Recipe, *, workers: int) -> Table:
+    """What a run would do: images, updates and epochs of every step, and memory of a worker."""
+    job = prepare_job(recipe, places(), name=("train", "dry-run"), workers=workers)
+    from ucd_ray.memory import training_bytes
+    from ucd_ray.runtime import choose_runtime
+
+    runtime = choose_runtime(recipe.compute)
+    low = runtime.autocast is not None
+    gib = training_bytes(recipe, workers=workers, low_precision=low) / 2**30
+    table = Table(
+        title=f"{recipe.scenario.name} {recipe.setting} {recipe.method}",
+        caption=(
+            f"{workers} worker(s), batch {recipe.data.batch_size}, about {gib:.1f} GiB each "
+            f"({runtime.reason})"
+        ),
+    )
+    for column in ("step", "new classes", "images", "hold-out", "val", "iterations", "epochs"):
+        table.add_column(column, justify="right")
+    names = job.prepared.classes
+    for step, images in enumerate(job.plan):
+        classes = recipe.steps.steps[step]
+        few = ", ".join(names[c] for c in classes) if len(classes) <= 5 else str(len(classes))
+        plan = schedule(recipe, step, len(images.train))
+        counts = (len(images.train), len(images.holdout), len(images.val))
+        numbers = (*counts, plan.iterations, plan.epochs)
+        table.add_row(str(step), few, *map(str, numbers))
+    return table
+
+
+def result_table(result: RunResult) -> Table:
+    """mIoU old, new, all and forgetting after every step, on val."""
+    recipe = result.recipe
+    table = Table(
+        title=f"{recipe.scenario.name} {recipe.setting} {recipe.method}",
+        caption="mIoU in percent on val, without background",
+    )
+    for column in ("step", "old", "new", "all", "base", "added", "forgetting", "seconds"):
+        table.add_column(column, justify="right")
+    for report in result.steps:
+        means = report["val"]["means"]
+        groups = (means[f"miou_{group}"] for group in ("old", "new", "all", "base", "added"))
+        cells = [
+            f"{value:.1f}" if value == value else "" for value in (*groups, means["forgetting"])
+        ]
+        seconds = "cached" if report["cached"] else f"{report['seconds']:.0f}"
+        table.add_row(str(report["step"]), *cells, seconds)
+    return table
