@@ -1,0 +1,117 @@
+"""Guard: every search space of the package can be used and says where its values come from."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ucd_ray.methods import METHODS
+from ucd_ray.scenarios import KNOWN_SCENARIOS
+from ucd_ray.tune.space import Parameter, StudySpec, build_spec, known_spaces, load_search_space
+
+FOLDER = Path(__file__).parent.parent / "search_spaces"
+SPACES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+PUBLISHED: dict[str, tuple[Any, ...]] = {
+    "ucd.temperature": (0.07, 0.1, 1.0),
+    "ucd.weight": (0.01,),
+    "ucd.max_anchors": (None,),  # all positions
+    "ucd.max_old": (None,),
+    "ucd.max_per_class": (None,),
+    "kd.weight": (100,),
+    "kd.temperature": (1,),
+    "feature.weight": (50, 100),
+}
+
+
+def holds(parameter: Parameter, value: Any) -> bool:
+    if parameter.choices is not None:
+        return value in parameter.choices
+    assert parameter.low is not None
+    assert parameter.high is not None
+    return bool(parameter.low <= value <= parameter.high)
+
+
+def spec_of(space: str, method: str) -> StudySpec:
+    return build_spec(load_search_space(space), method=method)
+
+
+def test_the_installed_files_are_those_of_the_repository() -> None:
+    assert known_spaces() == SPACES
+
+
+def test_every_known_scenario_has_a_file() -> None:
+    assert set(SPACES) - {"default"} == set(KNOWN_SCENARIOS)
+
+
+@pytest.mark.parametrize("name", [name for name in SPACES if name != "default"])
+def test_a_file_is_named_after_its_scenario(name: str) -> None:
+    assert load_search_space(name).scenario == name
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", SPACES)
+def test_every_method_gets_a_valid_study_with_first_values_in_range(name: str, method: str) -> None:
+    spec = spec_of(name, method)
+    assert spec.first.keys() == spec.search.keys()
+    outside = {
+        key: value for key, value in spec.first.items() if not holds(spec.search[key], value)
+    }
+    assert not outside
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", SPACES)
+def test_published_values_lie_inside_the_ranges(name: str, method: str) -> None:
+    for key, parameter in spec_of(name, method).search.items():
+        missing = [value for value in PUBLISHED.get(key, ()) if not holds(parameter, value)]
+        assert not missing, f"{key} cannot be {missing}"
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_the_first_trial_of_mib_ucd_uses_the_published_loss_values(name: str) -> None:
+    first = spec_of(name, "mib+ucd").first
+    assert (first["ucd.temperature"], first["ucd.weight"]) == (0.07, 0.01)
+    assert first["kd.weight"] == (100 if name == "voc-15-1" else 10)
+
+
+@pytest.mark.parametrize("name", [name for name in SPACES if name[:3] in ("voc", "ade", "cit")])
+def test_published_scenarios_have_the_published_training_recipe(name: str) -> None:
+    spec = spec_of(name, "mib+ucd")
+    recipe = spec.trial_recipe(spec.first)
+    epochs = {"ade": (60, 60), "voc-10-1": (30, 10)}
+    wanted = epochs.get(name) or epochs.get(name[:3]) or (30, 30)
+    assert (recipe.model.backbone, recipe.data.crop, recipe.data.batch_size) == (
+        "resnet101",
+        512,
+        24,
+    )
+    assert (recipe.optim.lr_base, recipe.optim.lr_new) == (0.01, 0.001)
+    assert (recipe.optim.epochs_base, recipe.optim.epochs_new) == wanted
+    assert (recipe.eval.mode, recipe.eval.size, recipe.eval.select_on) == ("crop", 512, "holdout")
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_no_file_names_data_or_weights(name: str) -> None:
+    fixed = spec_of(name, "mib+ucd").recipe
+    assert not {"data.source", "data.split_lists", "model.weights"} & fixed.keys()
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_every_searched_key_says_where_its_range_comes_from(name: str) -> None:
+    lines = (FOLDER / f"{name}.yaml").read_text().splitlines()
+    searched = [n for n, line in enumerate(lines) if re.search(r"\{(low|choices):", line)]
+    assert searched
+    for n in searched:
+        comment = " ".join(comment_above(lines, n))
+        assert re.search(r"arXiv \d{4}\.\d{5}|[Oo]urs", comment), lines[n]
+
+
+def comment_above(lines: list[str], n: int) -> list[str]:
+    """The comment lines directly above line `n`."""
+    start = n
+    while lines[start - 1].lstrip().startswith("#"):
+        start -= 1
+    return lines[start:n]
