@@ -144,9 +144,11 @@ def read_scenario(path: Path) -> Scenario:
     Raises ScenarioError naming the file and the key.
     """
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ScenarioError(f"cannot read scenario file '{path}': {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ScenarioError(f"scenario file '{path}' is not UTF-8 text") from None
     except yaml.YAMLError as error:
         raise ScenarioError(f"scenario file '{path}' is not YAML: {error}") from None
     if not isinstance(content, Mapping):
@@ -159,7 +161,7 @@ def read_scenario(path: Path) -> Scenario:
 
 def scenario_from_mapping(content: Mapping[str, Any]) -> Scenario:
     """A scenario from its parts, as in a file.  Raises ScenarioError."""
-    values = dict(content)
+    values = {str(key): value for key, value in content.items()}
     if "order" in values or "sizes" in values:
         if "steps" in values:
             raise ScenarioError("give either 'steps' or 'order' and 'sizes', not both")
@@ -180,7 +182,9 @@ def scenario_from_mapping(content: Mapping[str, Any]) -> Scenario:
 
 
 def _cut(order: Any, sizes: Any) -> list[list[int]]:
-    if not isinstance(order, list) or not isinstance(sizes, list) or sum(sizes) != len(order):
+    lists = isinstance(order, list) and isinstance(sizes, list)
+    counts = lists and all(isinstance(size, int) and size > 0 for size in sizes)
+    if not counts or sum(sizes) != len(order):
         raise ScenarioError(
             "'order' (all class ids in learning order) and 'sizes' (classes per step) "
             "must both be given, with sizes summing to the length of order"
