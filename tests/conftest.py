@@ -1,0 +1,79 @@
+"""Fixtures that all tests share: a home of their own, generated images, a recipe of seconds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ucd_ray.data.prepare import Generated, Prepared, prepare
+from ucd_ray.job import Job
+from ucd_ray.recipe import Recipe
+
+# shapes-8-2 has three steps; a network and images as small as the head allows.
+TINY: dict[str, Any] = {
+    "scenario": "shapes-8-2",
+    "model.backbone": "resnet18",
+    "model.width": 16,
+    "data.crop": 64,
+    "data.batch_size": 4,
+    "optim.epochs_base": 2,
+    "optim.epochs_new": 2,
+    "compute.precision": "float32",
+    "compute.deterministic": True,
+}
+
+MakeJob = Callable[..., Job]
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """UCD_RAY_HOME of this test alone; nothing of the user's environment is seen."""
+    for name in ("UCD_RAY_DATABASE", "UCD_RAY_STORAGE", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    home = tmp_path / "home"
+    monkeypatch.setenv("UCD_RAY_HOME", str(home))
+    return home
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    """24 training and 8 validation images of 64 pixels, 12 classes."""
+    out = tmp_path_factory.mktemp("shapes") / "data"
+    return prepare("shapes", None, out, generated=Generated(train=24, val=8, size=64))
+
+
+@pytest.fixture
+def make_job(shapes: Prepared, tmp_path: Path) -> MakeJob:
+    """Jobs on the generated images, with one step cache per test."""
+
+    def make(number: int = 0, *, workers: int = 1, until: int | None = None, **flat: Any) -> Job:
+        return Job(
+            recipe=tiny_recipe(**flat),
+            data=str(shapes.path),
+            cache=str(tmp_path / "steps"),
+            weights=None,
+            store=str(tmp_path / "runs"),
+            name=("study", str(number)),
+            workers=workers,
+            until=until,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The development data: real images, class presence lists, weights."""
+    directory = os.environ.get("UCD_RAY_TEST_DATA")
+    if directory is None:
+        pytest.skip("UCD_RAY_TEST_DATA does not point to the development data")
+    return Path(directory)
+
+
+def tiny_recipe(**flat: Any) -> Recipe:
+    """The recipe of `TINY`, with other values under flat keys."""
+    return Recipe.from_flat({**TINY, **flat})
