@@ -94,8 +94,10 @@ class Recipe(Config):
     def with_overrides(self, values: Mapping[str, Any]) -> Self:
         """This recipe with other values under some flat keys.  Raises ConfigError."""
         flat = self.flat()
-        if values.get("method", self.method) != self.method:
-            brought = {*self.loss_keys(), *METHOD_DEFAULTS.get(self.method, {})}
+        method = values.get("method", self.method)
+        if method != self.method:
+            own, others = (METHOD_DEFAULTS.get(str(name), {}) for name in (self.method, method))
+            brought = {*self.loss_keys(), *own, *others}
             flat = {key: value for key, value in flat.items() if key not in brought}
         return type(self).from_flat({**flat, **values})
 
