@@ -1,17 +1,18 @@
 """Storage of finished steps, found again by everything that determined them, and of open trials.
 
 A step's key is a mapping; its digest names the entry, the entry carries the key's full text.  Entries
-are complete or absent: `entry.json` is written last and holds the digest of the weights.  All files go
-through `pyarrow.fs`, so the store may be a local directory or a URL such as `s3://bucket/prefix`.
+are complete or absent: `entry.json` is written last and holds the digests of the weights and of itself.
+All files go through `pyarrow.fs`, so the store may be a local directory or a URL such as
+`s3://bucket/prefix`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import os
-import pickle
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SCHEMA_VERSION = 1  # raise when the meaning of a stored step changes
+DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 class Store:
@@ -73,7 +75,8 @@ class Store:
                 os.replace(target, path)
         except OSError as error:
             if local:
-                Path(target).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    Path(target).unlink()
             raise CheckpointError(f"cannot write '{path}': {error}") from None
 
     def delete(self, *parts: str) -> None:
@@ -150,18 +153,22 @@ class StepCache:
             return
         digest = key_digest(key)
         self.store.write(content, digest, "weights.safetensors")
-        self.store.write(json.dumps(entry, indent=1).encode(), digest, "entry.json")
+        stored = {"entry": entry, "sha256": _entry_digest(entry)}
+        self.store.write(json.dumps(stored, indent=1).encode(), digest, "entry.json")
 
     def _entry(self, key: Mapping[str, Any]) -> dict[str, Any] | None:
         content = self.store.read(key_digest(key), "entry.json")
         if content is None:
             return None
         try:
-            entry: dict[str, Any] = json.loads(content)
-            stored = entry["key"]
-        except (ValueError, KeyError):
+            stored = json.loads(content)
+            entry: dict[str, Any] = stored["entry"]
+            whole = stored["sha256"] == _entry_digest(entry)
+        except (ValueError, KeyError, TypeError):
             raise self._damaged(key, "entry.json is not readable") from None
-        if stored != key_text(key):
+        if not whole:
+            raise self._damaged(key, "entry.json is not what was stored")
+        if entry["key"] != key_text(key):
             raise self._damaged(key, "it was stored under another key")
         return entry
 
@@ -172,25 +179,27 @@ class StepCache:
         )
 
 
+def _entry_digest(entry: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
+
+
 class TrialStore:
-    """The checkpoint of the open step of one trial."""
+    """The checkpoint of the open step of one trial: a digest, then what torch saved."""
 
     def __init__(self, store: Store, *name: str) -> None:
         self.store, self.name = store, name
 
     def load(self) -> dict[str, Any] | None:
-        """The last state, None if there is none or it cannot be read (the open step starts anew)."""
+        """The last state, None if there is none or it is damaged (the open step starts anew)."""
         import torch
 
-        content = self.store.read(*self.name, "state.pt")
-        if content is None:
+        stored = self.store.read(*self.name, "state.pt") or b""
+        digest, content = stored[:DIGEST_BYTES], stored[DIGEST_BYTES:]
+        if digest != hashlib.sha256(content).digest():  # torch.load alone takes a flipped byte
             return None
-        try:
-            state: dict[str, Any] = torch.load(
-                io.BytesIO(content), map_location="cpu", weights_only=True
-            )
-        except (RuntimeError, EOFError, ValueError, OSError, pickle.UnpicklingError):
-            return None
+        state: dict[str, Any] = torch.load(
+            io.BytesIO(content), map_location="cpu", weights_only=True
+        )
         return state
 
     def save(self, state: Mapping[str, Any]) -> None:
@@ -199,7 +208,8 @@ class TrialStore:
 
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
-        self.store.write(buffer.getvalue(), *self.name, "state.pt")
+        content = buffer.getvalue()
+        self.store.write(hashlib.sha256(content).digest() + content, *self.name, "state.pt")
 
     def clear(self) -> None:
         """Removes the state of a finished trial."""
