@@ -103,11 +103,11 @@ def tune(
 ) -> None:
     """Search the params of a scenario; goes on where an earlier run of the same study stopped."""
     from ucd_ray.tune.results import FORMATS
-    from ucd_ray.tune.space import build_spec, load_search_space, space_for
+    from ucd_ray.tune.space import build_spec, space_of
     from ucd_ray.tune.study import run_study
 
     _one_of("format", output, FORMATS)
-    found = load_search_space(space) if space else space_for(scenario)
+    found = space_of(scenario, space, generated=data == "generated")
     overrides = _overrides(
         values,
         **_given(
@@ -125,7 +125,7 @@ def tune(
         ),
     )
     spec = build_spec(
-        found.model_copy(update={"scenario": scenario}),
+        found,
         name=name,
         method=method,
         overrides=overrides,
@@ -165,7 +165,7 @@ def train(
 ) -> None:
     """Run one recipe over all its steps, without a study."""
     from ucd_ray.tune.run import plan_table, result_table, run
-    from ucd_ray.tune.space import build_spec, space_for
+    from ucd_ray.tune.space import build_spec, space_of
 
     overrides = _overrides(
         values,
@@ -183,7 +183,8 @@ def train(
             }
         ),
     )
-    spec = build_spec(space_for(scenario), method=method, overrides=overrides, workers=workers)
+    space = space_of(scenario, None, generated=data == "generated")
+    spec = build_spec(space, method=method, overrides=overrides, workers=workers)
     recipe = spec.trial_recipe(spec.first)
     if dry_run:
         console.print(plan_table(recipe, workers=workers))

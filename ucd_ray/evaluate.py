@@ -58,5 +58,5 @@ def predict(segmenter: Segmenter, pixels: Tensor, runtime: Runtime) -> Tensor:
     with torch.autocast(
         runtime.device.type, dtype=runtime.autocast, enabled=runtime.autocast is not None
     ):
-        output = segmenter(pixels.to(runtime.device))
+        output = segmenter(pixels.to(runtime.device, memory_format=runtime.memory_format))
     return output.logits.argmax(1)

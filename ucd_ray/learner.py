@@ -225,7 +225,7 @@ class Learner:
     def _losses(self, images: Tensor, labels: Tensor, seed: int) -> Tensor:
         """[terms] weighted losses of one micro-batch."""
         runtime = self.runtime
-        images = images.to(runtime.device, non_blocking=True)
+        images = images.to(runtime.device, non_blocking=True, memory_format=runtime.memory_format)
         labels = labels.to(runtime.device, non_blocking=True).long()
         with torch.autocast(
             runtime.device.type, dtype=runtime.autocast, enabled=runtime.autocast is not None

@@ -19,6 +19,7 @@ from ucd_ray import metrics
 from ucd_ray.checkpoint import StepCache, key_digest
 from ucd_ray.data.step import evaluation_labels, training_labels
 from ucd_ray.data.transforms import EvaluationImages, TrainingImages, seed_of
+from ucd_ray.errors import ConfigError
 from ucd_ray.evaluate import confusion_matrix
 from ucd_ray.job import Job
 from ucd_ray.learner import Epoch, Learner, Ranks
@@ -63,6 +64,8 @@ class _Run:
         self.runtime: Runtime = choose_runtime(
             self.recipe.compute, local_rank=self.ranks.local_rank
         )
+        if self.recipe.model.norm == "sync" and self.runtime.device.type != "cuda":
+            raise ConfigError("model.norm (sync) needs a GPU; use batch or frozen")
         self.cache = StepCache(job.open_cache())
         self.history: list[dict[str, Any]] = []
         self.notes = [self.runtime.reason]

@@ -94,11 +94,21 @@ def connect(address: str | None, home: Path, *, job: str) -> Iterator[Cluster]:
     with contextlib.ExitStack() as stack:
         dashboard = None
         if address is None:
-            stack.callback(_reread_environment)
-            stack.enter_context(_environment(**_loopback_only(home)))
-            _reread_environment()
-            address, dashboard = stack.enter_context(_private_head())
+            address, dashboard = stack.enter_context(local_head(home))
         yield stack.enter_context(_connected(address, dashboard, job))
+
+
+@contextlib.contextmanager
+def local_head(home: Path) -> Iterator[tuple[str, str]]:
+    """A private Ray head on this machine.  Yields the addresses of cluster and dashboard.
+
+    Raises ClusterError if it does not start.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.callback(_reread_environment)
+        stack.enter_context(_environment(**_loopback_only(home)))
+        _reread_environment()
+        yield stack.enter_context(_private_head())
 
 
 @contextlib.contextmanager
@@ -133,7 +143,6 @@ def _connected(address: str, dashboard: str | None, job: str) -> Iterator[Cluste
 
 @contextlib.contextmanager
 def _private_head() -> Iterator[tuple[str, str]]:
-    """Starts a head.  Yields the addresses of cluster and dashboard."""
     folder = tempfile.mkdtemp(prefix="ucd-ray-", dir=_short_temp())
     ports = free_ports(5)
     command = [

@@ -12,7 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ucd_ray.errors import ConfigError
 from ucd_ray.job import Job
+from ucd_ray.recipe import Recipe
 
 WORKER_RESTARTS = 2  # of one trial, after a lost worker: each costs at most one epoch
 DRIVER_RESOURCES = {"cpu": 0, "memory": 1}  # takes no CPU from the workers; Tune wants something
@@ -25,6 +27,14 @@ class Gang:
     workers: int
     cpus: float
     gpus: float
+
+    def check(self, recipe: Recipe) -> None:
+        """Raises ConfigError if these workers cannot do what a recipe asks for."""
+        if recipe.model.norm == "sync" and not self.gpus:
+            raise ConfigError(
+                "model.norm (sync) needs GPUs: PyTorch synchronises batch norm on CUDA only; "
+                "use batch or frozen"
+            )
 
     def resources_per_worker(self) -> dict[str, float]:
         """In Ray's words."""

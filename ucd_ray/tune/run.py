@@ -102,7 +102,9 @@ def _run_on_ray(job: Job, listener: _Listener, address: str | None) -> None:
 
         listener.say(f"Ray dashboard: {cluster.dashboard}")
         spec = StudySpec(name="train", recipe=job.recipe.flat(), workers=job.workers)
-        executor = RunPerTrial(job, cluster.gang(spec), where.runs)
+        gang = cluster.gang(spec)
+        gang.check(job.recipe)
+        executor = RunPerTrial(job, gang, where.runs)
         failure = run_single(executor, job, lambda _kind, report: listener(report))
     if failure is not None:
         raise UcdRayError(f"the run failed: {failure}")

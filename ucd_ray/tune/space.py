@@ -180,6 +180,16 @@ def known_spaces() -> list[str]:
     return sorted(f.name.removesuffix(".yaml") for f in files if f.name.endswith(".yaml"))
 
 
+def space_of(scenario: str, space: str | None, *, generated: bool) -> SearchSpace:
+    """What a command searches: the space asked for, else the scenario's own.
+
+    generated: on generated images, which are small: a small network and budget, unless it is `shapes`
+    """
+    found = load_search_space(space) if space else space_for(scenario)
+    found = found.model_copy(update={"scenario": scenario})
+    return small_budget(found) if generated and not scenario.startswith("shapes") else found
+
+
 def load_search_space(name: str) -> SearchSpace:
     """The search space called `name`, or in the YAML file at that path.
 
@@ -198,6 +208,12 @@ def space_for(scenario: str) -> SearchSpace:
     """The search space of a scenario: its own, else the one of its data set's kind."""
     name = scenario if scenario in known_spaces() else "default"
     return load_search_space(name).model_copy(update={"scenario": scenario})
+
+
+def small_budget(space: SearchSpace) -> SearchSpace:
+    """The same search on the network and budget of `generated.yaml`, to try it on generated images."""
+    small = load_search_space("generated").recipe
+    return space.model_copy(update={"recipe": {**space.recipe, **small}})
 
 
 def build_spec(

@@ -149,6 +149,7 @@ def _drive(
         if cluster.dashboard:
             progress.say(f"Ray dashboard: {cluster.dashboard}  (token in {where.home}/ray-token)")
         gang = cluster.gang(spec)
+        gang.check(job.recipe)
         executor = RunPerTrial(job, gang, where.runs)
         if not _base_is_cached(job, gang):
             train_base(executor, progress)

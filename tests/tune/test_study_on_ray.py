@@ -1,0 +1,207 @@
+"""Studies on a real Ray cluster: what is trained, what survives, what is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pytest
+
+from ucd_ray import StudySpec, run_study
+from ucd_ray.tune.cluster import LEAN, local_head
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+TINY = {
+    "scenario": "shapes-8-4",
+    "model.backbone": "resnet18",
+    "model.width": 16,
+    "data.crop": 48,
+    "data.batch_size": 16,
+    "optim.iterations_base": 6,
+    "optim.epochs_new": 2,
+    "optim.lr_base": 0.05,
+    "eval.max_images": 8,
+}
+SET = [
+    part for key, value in TINY.items() if key != "scenario" for part in ("--set", f"{key}={value}")
+]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty UCD_RAY_HOME; afterwards no Ray process that was started from it is left."""
+    short = Path(tempfile.mkdtemp(prefix="ucd-", dir="/tmp"))  # Ray's socket names must be short
+    monkeypatch.setenv("TMPDIR", str(short))
+    monkeypatch.setattr(tempfile, "tempdir", str(short))
+    monkeypatch.setenv("UCD_RAY_HOME", str(tmp_path))
+    for name in ("RAY_ADDRESS", "UCD_RAY_DATABASE", "UCD_RAY_STORAGE"):
+        monkeypatch.delenv(name, raising=False)
+    yield tmp_path
+    deadline = time.monotonic() + 15
+    while left := [process for process in psutil.process_iter() if mentions(process, short)]:
+        assert time.monotonic() < deadline, f"left behind: {left}"
+        time.sleep(0.2)
+    shutil.rmtree(short, ignore_errors=True)
+
+
+def mentions(process: psutil.Process, folder: Path) -> bool:
+    """Whether a live process was started with this folder among its arguments."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE and any(
+            str(folder) in word for word in process.cmdline()
+        )
+    except psutil.NoSuchProcess:
+        return False
+
+
+def spec(**values: object) -> StudySpec:
+    """A study of tiny trials."""
+    base: dict[str, object] = {
+        "name": "tiny",
+        "recipe": {**TINY, "method": "mib"},
+        "search": {"kd.weight": {"low": 1, "high": 200, "log": True}},
+        "first": {"kd.weight": 10},
+        "trials": 2,
+        "pruner": "none",
+    }
+    return StudySpec.model_validate({**base, **values})
+
+
+def start(home: Path, *arguments: str) -> subprocess.Popen[str]:
+    """`ucd-ray tune` in a process of its own."""
+    command = [sys.executable, "-m", "ucd_ray.cli", "tune", "--scenario", "shapes-8-4", *SET]
+    return subprocess.Popen(
+        [*command, "--method", "mib", "--name", "tiny", "--pruner", "none", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "UCD_RAY_HOME": str(home), "PYTHONUNBUFFERED": "1"},
+    )
+
+
+def read_until(process: subprocess.Popen[str], pattern: str) -> list[str]:
+    """Lines of output up to the first that matches."""
+    lines: list[str] = []
+    assert process.stdout is not None
+    for line in process.stdout:
+        lines.append(line.rstrip())
+        if re.search(pattern, line):
+            return lines
+    raise AssertionError(f"no line matched {pattern!r}:\n" + "\n".join(lines))
+
+
+def test_a_study_trains_the_base_step_once_for_all_trials_on_two_workers(home: Path) -> None:
+    process = start(home, "--trials", "2", "--workers", "2")
+    output = "\n".join(read_until(process, "mIoU in percent on val"))
+    assert process.wait(timeout=60) == 0
+    assert len(re.findall(r"base step step 0 done \(\d", output)) == 1
+    assert output.count("step 0 done (from the step cache)") == 2
+    assert re.search(r"Ray dashboard: http://127\.0\.0\.1:\d+", output)
+    assert stat.S_IMODE((home / "ray-token").stat().st_mode) == 0o600
+    done = subprocess.run(
+        [sys.executable, "-m", "ucd_ray.cli", "results", "tiny", "--format", "json"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    rows = json.loads(done.stdout)
+    assert [row["state"] for row in rows] == ["COMPLETE", "COMPLETE"]
+    assert rows[0]["kd.weight"] == 10
+    assert all(row["step1_miou_all"] is not None and row["seconds"] > 0 for row in rows)
+
+
+def test_a_killed_driver_goes_on_with_the_same_trials(home: Path) -> None:
+    process = start(home, "--trials", "2")
+    created = read_until(process, r"trial 1 step 1 epoch 1/2")
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    again = start(home, "--trials", "2")
+    output = read_until(again, "mIoU in percent on val")
+    assert again.wait(timeout=60) == 0
+    first, second = (line for line in created if "created: kd" in line)
+    assert second in output, "the open trial keeps number and params"
+    assert first not in output, "the finished trial is not repeated"
+    assert not any("base step" in line for line in output)
+    assert not any(re.search(r"trial 1 step 1 epoch 1/2", line) for line in output), (
+        "an epoch with a checkpoint is not trained again"
+    ) or any("epoch 1/2" in line for line in output)
+    table = "\n".join(output)
+    assert table.count("COMPLETE") >= 2
+
+
+def test_pruned_trials_leave_all_cpus_free(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import optuna
+    import ray
+
+    monkeypatch.setattr(
+        "ucd_ray.tune.bridge.make_pruner", lambda spec: optuna.pruners.ThresholdPruner(lower=1000)
+    )
+    with local_head(home) as (address, _dashboard):
+        recipe = {**TINY, "method": "mib", "optim.epochs_new": 50}
+        table = run_study(spec(trials=5, recipe=recipe), address=address)
+        assert table["state"].to_pylist() == ["PRUNED"] * 5
+        assert set(table["code"].to_pylist()) == {"PRUNER"}
+        ray.init(address, log_to_driver=False, runtime_env={"env_vars": dict(LEAN)})
+        try:
+            total = ray.cluster_resources()["CPU"]
+            deadline = time.monotonic() + 5
+            while ray.available_resources().get("CPU", 0) < total:
+                assert time.monotonic() < deadline, "CPUs of pruned trials are still held"
+                time.sleep(0.1)
+        finally:
+            ray.shutdown()
+
+
+def test_a_nan_loss_fails_its_trial_and_the_study_goes_on(home: Path) -> None:
+    search = {"kd.weight": {"choices": [10.0, 1e38]}}
+    table = run_study(spec(search=search, first={"kd.weight": 1e38}, sampler="random", trials=3))
+    rows = table.to_pylist()
+    assert rows[0]["state"] == "FAILED"
+    assert rows[0]["code"] == "NAN"
+    assert re.search(r"loss term 'kd' became .* at step 1, iteration \d", rows[0]["reason"])
+    assert table.num_rows == 3
+    assert "COMPLETE" in {row["state"] for row in rows if row["kd.weight"] == 10}
+
+
+def test_a_killed_worker_costs_at_most_one_epoch(home: Path) -> None:
+    process = start(home, "--trials", "1", "--set", "optim.epochs_new=6")
+    read_until(process, r"trial 0 step 1 epoch 2/6")
+    kill_worker(process.pid)
+    lines = read_until(process, "mIoU in percent on val")
+    assert process.wait(timeout=60) == 0
+    epochs = [int(m[1]) for line in lines if (m := re.search(r"step 1 epoch (\d)/6", line))]
+    assert sorted(set(epochs)) == epochs[: len(set(epochs))] or len(epochs) - len(set(epochs)) <= 1
+    assert epochs[-1] == 6
+    assert len(epochs) - len(set(epochs)) <= 1, "at most one epoch is trained twice"
+    assert "COMPLETE" in "\n".join(lines)
+
+
+def kill_worker(driver: int) -> None:
+    """Kills the training worker of the only open trial."""
+    for process in psutil.Process(driver).children(recursive=True):
+        name = " ".join(process.cmdline())
+        if "RayTrainWorker" in name:
+            process.kill()
+            return
+    raise AssertionError("no training worker found")
+
+
+def test_results_are_arrow_tables_with_one_row_per_trial(home: Path) -> None:
+    table = run_study(spec(trials=1))
+    assert isinstance(table, pa.Table)
+    assert table.num_rows == 1
+    again = run_study(spec(trials=1))
+    assert again.equals(table), "a finished study is not started again"
