@@ -1,0 +1,1 @@
+"""Tests of ucd_ray.models."""
