@@ -2,7 +2,6 @@
 #
 #   make demo PYTHON=python3.12        another interpreter
 #   make test VENV=/tmp/venv           another place for the virtual environment
-#   make venv PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"   smaller, without CUDA
 
 PYTHON ?= python3
 VENV ?= .venv

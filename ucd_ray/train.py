@@ -75,7 +75,8 @@ class _Run:
         reports = []
         first = self._agree(self._first_uncached(last))
         segmenter = self._segmenter(first)
-        self.context.report({"kind": "start", "first_step": first, "notes": self.notes})
+        start = {"kind": "start", "first_step": first, "notes": self.notes, "time": time.time()}
+        self.context.report(start)
         for step in range(last + 1):
             cached = step < first
             if cached:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -89,6 +90,16 @@ class TrialBook:
     def finished(self) -> int:
         """Trials that count: COMPLETE, PRUNED and FAIL."""
         return len(self.study.get_trials(deepcopy=False, states=FINISHED_STATES))
+
+    def states(self) -> Counter[str]:
+        """Finished trials by state."""
+        trials = self.study.get_trials(deepcopy=False, states=FINISHED_STATES)
+        return Counter(trial.state.name for trial in trials)
+
+    def best(self) -> tuple[float, int] | None:
+        """Value and number of the best complete trial."""
+        complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        return max(((t.values[0], t.number) for t in complete if t.values), default=None)
 
     def next_trial(self) -> tuple[int, dict[str, Any]] | None:
         """Number and params of the next trial; None when enough are finished or open."""

@@ -17,10 +17,17 @@ from ucd_ray.tune.space import StudySpec
 class Progress:
     """Follows the events of a study.  On a terminal the last lines are kept up to date."""
 
-    def __init__(self, spec: StudySpec, console: Console, *, finished: Counter[str]) -> None:
+    def __init__(
+        self,
+        spec: StudySpec,
+        console: Console,
+        *,
+        finished: Counter[str],
+        best: tuple[float, int] | None = None,
+    ) -> None:
         self.spec, self.console = spec, console
-        self.states = finished
-        self.best: tuple[float, int] | None = None
+        self.states = finished  # trials by Optuna's state
+        self.best = best  # value and number
         self.running: dict[str, str] = {}
         self.waiting = ""
         self.cluster = ""
@@ -68,7 +75,7 @@ class Progress:
         first = report["first_step"]
         cached = f"; steps 0 to {first - 1} come from the step cache" if first else ""
         self.say(f"{who} has its workers after {seconds:.1f} s{cached}")
-        if who not in self.running or not first:
+        if not first:
             for note in report["notes"]:
                 self.say(f"  {note}")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -53,19 +52,17 @@ def run_study(
     register(database, spec, recipe)
     database.claim(spec.name)
     with _claimed(database, spec.name):
-        book, before = _open_book(spec, database)
+        book = _open_book(spec, database)
         if book.finished() < spec.trials or book.adopted:
-            with Progress(spec, console, finished=before) as progress:
+            with Progress(spec, console, finished=book.states(), best=book.best()) as progress:
                 _drive(spec, job, book, where, address, progress)
     return trials_table(database, spec.name)
 
 
-def _open_book(spec: StudySpec, database: Database) -> tuple[Any, Counter[str]]:
-    from ucd_ray.tune.bridge import FINISHED_STATES, TrialBook
+def _open_book(spec: StudySpec, database: Database) -> Any:
+    from ucd_ray.tune.bridge import TrialBook  # Ray: not before the checks have passed
 
-    book = TrialBook(spec, database)
-    states = Counter(t.state.name for t in book.study.get_trials(states=FINISHED_STATES))
-    return book, states
+    return TrialBook(spec, database)
 
 
 def register(database: Database, spec: StudySpec, recipe: Recipe) -> None:
