@@ -198,7 +198,7 @@ def describe(error: ValidationError, section: str = "") -> str:
         message = str(finding["msg"]).removeprefix("Value error, ")
         value = finding.get("input")
         shown = f" ({value!r})" if not isinstance(value, dict) else ""
-        lines.append(f"{key}{shown}: {message}")
+        lines.append(f"{key}{shown}: {message}" if key else message)
     return "; ".join(lines)
 
 

@@ -37,7 +37,7 @@ class Parameter(Config):
     """Largest value."""
     log: bool = False
     """Sample evenly in the logarithm."""
-    step: float | None = None
+    step: Annotated[float, Field(gt=0)] | None = None
     """Distance of neighbouring values."""
     type: Literal["float", "int"] = "float"
     """Kind of the values of a range."""
@@ -58,15 +58,27 @@ class Parameter(Config):
             raise ValueError(f"low ({self.low}) must be below high ({self.high})")
         if self.log and (self.low <= 0 or self.step is not None):
             raise ValueError("log needs low > 0 and no step")
+        numbers = (self.low, self.high, self.step or 1.0)
+        if self.type == "int" and not all(number.is_integer() for number in numbers):
+            raise ValueError("type int needs whole numbers for low, high and step")
         return self
 
-    def edges(self) -> tuple[str | int | float | bool | None, ...]:
-        """The values that bound it: both ends of a range, or all choices."""
+    def samples(self) -> tuple[str | int | float | bool | None, ...]:
+        """Values that tell whether all fit a key: a range's ends and a value between, or all choices."""
         if self.choices is not None:
             return self.choices
         assert self.low is not None and self.high is not None
-        kind = int if self.type == "int" else float
-        return (kind(self.low), kind(self.high))
+        if self.type == "int":
+            return (int(self.low), int(self.high))
+        inner = self.low + (self.step or (self.high - self.low) / 2**0.5)
+        return (self.low, inner, self.high)
+
+    def holds(self, value: Value) -> bool:
+        """Whether `value` lies in the range or is a choice."""
+        if self.choices is not None:
+            return value in self.choices
+        assert self.low is not None and self.high is not None
+        return isinstance(value, int | float) and self.low <= value <= self.high
 
 
 class SpacePart(Config):
@@ -153,13 +165,16 @@ class StudySpec(Config):
         recipe = self.base_recipe()
         for key, parameter in self.search.items():
             check_key(key, recipe.method)
-            for value in parameter.edges():
+            for value in parameter.samples():
                 try:
                     recipe.with_overrides({key: value})
                 except ConfigError as error:
                     raise ConfigError(f"search range of '{key}': {error}") from None
-        if self.first:
-            recipe.with_overrides(self.first)
+        for key, value in self.first.items():
+            if not self.search[key].holds(value):
+                raise ConfigError(
+                    f"first value of '{key}' ({value}) is outside of its search range"
+                )
         if recipe.steps.background is False and self.objective.endswith("_bg"):
             raise ConfigError(
                 f"objective '{self.objective}': {recipe.scenario.dataset} does not score background"
@@ -265,9 +280,11 @@ def _check_some_method_has(key: str) -> None:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot read search space '{path}': {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"search space '{path}' is not UTF-8 text") from None
 
 
 def _parse(text: str, name: str) -> SearchSpace:
@@ -277,10 +294,11 @@ def _parse(text: str, name: str) -> SearchSpace:
         raise ConfigError(f"search space '{name}' is not YAML: {error}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"search space '{name}' must be a mapping with 'scenario' and 'search'")
-    both = sorted(set(content.get("recipe") or {}) & set(content.get("search") or {}))
-    if both:
-        raise ConfigError(f"search space '{name}': key '{both[0]}' is both fixed and searched")
     try:
-        return SearchSpace.model_validate(content)
+        space = SearchSpace.model_validate(content)
     except ValidationError as error:
         raise ConfigError(f"search space '{name}': {describe(error)}") from None
+    both = sorted(set(space.recipe) & set(space.search))
+    if both:
+        raise ConfigError(f"search space '{name}': key '{both[0]}' is both fixed and searched")
+    return space
