@@ -81,7 +81,7 @@ class Database:
         self.url = url
         try:
             self.engine = sa.create_engine(url, **self._options())
-        except (ArgumentError, NoSuchModuleError, ImportError) as error:
+        except (ArgumentError, NoSuchModuleError, ImportError, ValueError) as error:
             raise StudyError(f"cannot use database '{self.shown}': {error}") from None
         with self.errors():
             self._prepare()
@@ -95,7 +95,7 @@ class Database:
         """The URL without its password."""
         try:
             return sa.make_url(self.url).render_as_string(hide_password=True)
-        except ArgumentError:
+        except (ArgumentError, ValueError):  # ValueError: a port that is no number
             return self.url.split("@")[-1]
 
     @contextmanager
