@@ -71,7 +71,7 @@ class Parameter(Config):
         if self.type == "int":
             return (int(self.low), int(self.high))
         inner = self.low + (self.step or (self.high - self.low) / 2**0.5)
-        return (self.low, inner, self.high)
+        return (self.low, self.high, inner)
 
     def holds(self, value: Value) -> bool:
         """Whether `value` lies in the range or is a choice."""
@@ -170,10 +170,10 @@ class StudySpec(Config):
                     recipe.with_overrides({key: value})
                 except ConfigError as error:
                     raise ConfigError(f"search range of '{key}': {error}") from None
-        for key, value in self.first.items():
-            if not self.search[key].holds(value):
+        for key, first in self.first.items():
+            if not self.search[key].holds(first):
                 raise ConfigError(
-                    f"first value of '{key}' ({value}) is outside of its search range"
+                    f"first value of '{key}' ({first}) is outside of its search range"
                 )
         if recipe.steps.background is False and self.objective.endswith("_bg"):
             raise ConfigError(
