@@ -1,0 +1,124 @@
+"""What is decided about a cluster without starting one."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TINY, tiny_recipe
+from ucd_ray.errors import ClusterError, ConfigError
+from ucd_ray.tune import cluster as module
+from ucd_ray.tune.cluster import Cluster, check_fits, free_ports, local_cpus
+from ucd_ray.tune.executors import Gang
+from ucd_ray.tune.space import StudySpec
+
+
+def cluster_of(cpus: float, gpus: float = 0) -> Cluster:
+    return Cluster("127.0.0.1:1", "", cpus, gpus)
+
+
+def spec_of(**values: object) -> StudySpec:
+    return StudySpec.model_validate({"name": "s", "recipe": TINY, **values})
+
+
+def test_a_worker_takes_a_gpu_where_each_can_have_one() -> None:
+    assert cluster_of(8, 2).gang(spec_of(workers=2)) == Gang(2, 1.0, 1.0)
+    assert cluster_of(8, 1).gang(spec_of(workers=2)) == Gang(2, 1.0, 0.0)
+    assert cluster_of(8, 2).gang(spec_of(workers=2, gpus_per_worker=0)).gpus == 0
+
+
+def test_a_gang_asks_ray_for_gpus_only_if_it_wants_them() -> None:
+    assert Gang(1, 2.0, 0.0).resources_per_worker() == {"CPU": 2.0}
+    assert Gang(1, 2.0, 0.5).resources_per_worker() == {"CPU": 2.0, "GPU": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"workers": 5}, "5 workers with 1 CPUs each need 5 CPUs, the cluster has 4"),
+        ({"workers": 2, "cpus_per_worker": 2.5}, "need 5 CPUs, the cluster has 4"),
+        ({"workers": 2, "gpus_per_worker": 1}, "need 2 GPUs, the cluster has 1"),
+    ],
+)
+def test_workers_that_can_never_fit_are_refused_with_the_arithmetic(
+    spec: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ClusterError, match=message):
+        cluster_of(4, 1).gang(spec_of(**spec))
+
+
+def test_what_fits_exactly_is_accepted() -> None:
+    check_fits("CPU", 4, 0.5, 2)
+    with pytest.raises(ClusterError, match="use fewer --workers"):
+        check_fits("CPU", 4, 0.5, 1.9)
+
+
+@pytest.mark.parametrize(
+    ("gang", "trials"),
+    [
+        (Gang(1, 1.0, 0.0), 8),
+        (Gang(2, 1.0, 0.0), 4),
+        (Gang(3, 1.0, 0.0), 2),
+        (Gang(1, 1.0, 1.0), 2),
+        (Gang(1, 0.5, 0.25), 8),
+        (Gang(8, 1.0, 0.0), 1),
+        (Gang(9, 1.0, 0.0), 1),
+    ],
+)
+def test_as_many_trials_run_at_a_time_as_fit(gang: Gang, trials: int) -> None:
+    assert cluster_of(8, 2).concurrent_trials(gang) == trials
+
+
+def test_synchronised_norms_need_gpus() -> None:
+    recipe = tiny_recipe(**{"model.norm": "sync"})
+    with pytest.raises(ConfigError, match=r"model.norm \(sync\) needs GPUs"):
+        Gang(2, 1.0, 0.0).check(recipe)
+    Gang(2, 1.0, 1.0).check(recipe)
+    Gang(2, 1.0, 0.0).check(tiny_recipe())
+
+
+def test_free_ports_differ_and_can_be_bound() -> None:
+    ports = free_ports(5)
+    assert len(set(ports)) == 5
+    for port in ports:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+
+
+def test_this_process_has_a_cpu() -> None:
+    assert 1 <= local_cpus() <= (os.cpu_count() or 1)
+
+
+def test_the_token_is_made_once_and_readable_by_its_owner_only(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    (path,) = module._token(home).values()
+    first = Path(path).read_text()
+    assert Path(path).stat().st_mode & 0o777 == 0o600
+    assert len(first) == 64
+    module._token(home)
+    assert Path(path).read_text() == first
+
+
+def test_a_token_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ClusterError, match=r"cannot write '.*file/ray-token'"):
+        module._token(tmp_path / "file")
+
+
+def test_ray_gets_a_short_temporary_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.tempfile, "gettempdir", lambda: "/a" * 40)
+    assert module._short_temp() == "/tmp"
+    monkeypatch.setattr(module.tempfile, "gettempdir", lambda: "/scratch")
+    assert module._short_temp() == "/scratch"
+
+
+def test_changed_environment_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UCD_TEST_ONE", "before")
+    monkeypatch.delenv("UCD_TEST_TWO", raising=False)
+    with module._environment(UCD_TEST_ONE="x", UCD_TEST_TWO="y"):
+        assert (os.environ["UCD_TEST_ONE"], os.environ["UCD_TEST_TWO"]) == ("x", "y")
+    assert os.environ["UCD_TEST_ONE"] == "before"
+    assert "UCD_TEST_TWO" not in os.environ
