@@ -11,7 +11,6 @@ import pytest
 from ucd_ray.methods import METHODS
 from ucd_ray.scenarios import KNOWN_SCENARIOS
 from ucd_ray.tune.space import (
-    Parameter,
     StudySpec,
     build_spec,
     known_spaces,
@@ -32,14 +31,6 @@ PUBLISHED: dict[str, tuple[Any, ...]] = {
     "kd.temperature": (1,),
     "feature.weight": (50, 100),
 }
-
-
-def holds(parameter: Parameter, value: Any) -> bool:
-    if parameter.choices is not None:
-        return value in parameter.choices
-    assert parameter.low is not None
-    assert parameter.high is not None
-    return bool(parameter.low <= value <= parameter.high)
 
 
 def spec_of(space: str, method: str) -> StudySpec:
@@ -64,9 +55,7 @@ def test_a_file_is_named_after_its_scenario(name: str) -> None:
 def test_every_method_gets_a_valid_study_with_first_values_in_range(name: str, method: str) -> None:
     spec = spec_of(name, method)
     assert spec.first.keys() == spec.search.keys()
-    outside = {
-        key: value for key, value in spec.first.items() if not holds(spec.search[key], value)
-    }
+    outside = {key: value for key, value in spec.first.items() if not spec.search[key].holds(value)}
     assert not outside
 
 
@@ -74,7 +63,7 @@ def test_every_method_gets_a_valid_study_with_first_values_in_range(name: str, m
 @pytest.mark.parametrize("name", SPACES)
 def test_published_values_lie_inside_the_ranges(name: str, method: str) -> None:
     for key, parameter in spec_of(name, method).search.items():
-        missing = [value for value in PUBLISHED.get(key, ()) if not holds(parameter, value)]
+        missing = [value for value in PUBLISHED.get(key, ()) if not parameter.holds(value)]
         assert not missing, f"{key} cannot be {missing}"
 
 
