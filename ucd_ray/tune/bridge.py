@@ -116,7 +116,9 @@ class TrialBook:
         return trial.number, dict(trial.params)
 
     def _ask(self) -> optuna.Trial:
-        number = len(self.study.get_trials(deepcopy=False))
+        trials = self.study.get_trials(deepcopy=False)
+        waiting = [t.number for t in trials if t.state == TrialState.WAITING]
+        number = waiting[0] if waiting else len(trials)
         self.study.sampler = make_sampler(self.spec, number)
         return self.study.ask(self.distributions)
 

@@ -1,0 +1,409 @@
+"""The book of trials on a real database; Tune's two classes over it, without Ray."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from ray.tune.schedulers import TrialScheduler
+
+from tests.conftest import TINY
+from tests.tune.test_database import step_report
+from ucd_ray.tune import bridge
+from ucd_ray.tune.bridge import (
+    BookScheduler,
+    BookSearcher,
+    TrialBook,
+    derived_seed,
+    distribution,
+    root_cause,
+)
+from ucd_ray.tune.database import Database
+from ucd_ray.tune.executors import pack
+from ucd_ray.tune.space import Parameter, StudySpec
+
+SEARCH: dict[str, Any] = {
+    "ucd.weight": {"low": 0.001, "high": 0.1, "log": True},
+    "kd.weight": {"low": 1, "high": 200, "log": True},
+    "ucd.max_old": {"choices": [256, None]},
+}
+PUBLISHED = {"ucd.weight": 0.01, "kd.weight": 10.0, "ucd.max_old": None}
+
+
+def spec_of(**values: Any) -> StudySpec:
+    content = {"name": "study", "recipe": TINY, "search": SEARCH, "first": PUBLISHED, "trials": 6}
+    return StudySpec.model_validate({**content, **values})
+
+
+def open_book(folder: Path, spec: StudySpec | None = None, **options: Any) -> TrialBook:
+    spec = spec or spec_of()
+    database = Database(f"sqlite:///{folder}/studies.db")
+    database.save_spec(spec.name, spec.model_dump_json(), {"steps": 2})
+    return TrialBook(spec, database, **options)
+
+
+def epoch(rung: int, value: float | None) -> dict[str, Any]:
+    return {"kind": "epoch", "rung": rung, "value": value}
+
+
+def run_trial(book: TrialBook, *values: float) -> int:
+    """One trial that reports `values`, an epoch each, and ends with the last."""
+    chosen = book.next_trial()
+    assert chosen is not None
+    number, _ = chosen
+    for rung, value in enumerate(values, start=1):
+        if book.report(number, epoch(rung, value)):
+            book.close(number)
+            return number
+    book.report(number, {"kind": "done", "value": values[-1]})
+    book.close(number)
+    return number
+
+
+def trial_of(book: TrialBook, number: int) -> optuna.trial.FrozenTrial:
+    return book.study.get_trials()[number]
+
+
+# Which trials are tried.
+
+
+def test_the_first_trial_has_the_published_values(tmp_path: Path) -> None:
+    assert open_book(tmp_path).next_trial() == (0, PUBLISHED)
+
+
+def test_trials_stay_within_their_ranges_and_are_counted(tmp_path: Path) -> None:
+    book = open_book(tmp_path)
+    params = [p for _ in range(6) if (chosen := book.next_trial()) and (p := chosen[1])]
+    assert book.next_trial() is None
+    assert sorted(book.open) == [0, 1, 2, 3, 4, 5]
+    for key, parameter in spec_of().search.items():
+        assert all(parameter.holds(p[key]) for p in params)
+    assert len({p["ucd.weight"] for p in params}) == 6
+
+
+def test_finished_and_open_trials_count_against_the_budget(tmp_path: Path) -> None:
+    book = open_book(tmp_path, spec_of(trials=2))
+    run_trial(book, 10.0)
+    assert book.next_trial() is not None
+    assert book.next_trial() is None
+    more = open_book(tmp_path, spec_of(trials=3))
+    assert more.finished() == 1
+
+
+def test_a_study_without_search_runs_the_recipe_as_it_is(tmp_path: Path) -> None:
+    book = open_book(tmp_path, spec_of(search={}, first={}))
+    assert book.next_trial() == (0, {})
+
+
+def history(book: TrialBook, trials: int) -> list[dict[str, Any]]:
+    """Params of `trials` trials whose value follows from their params."""
+    found = []
+    for _ in range(trials):
+        chosen = book.next_trial()
+        assert chosen is not None
+        number, params = chosen
+        value = 50 - abs(math.log10(params["ucd.weight"]) + 1.5) * 10
+        book.report(number, {"kind": "done", "value": value})
+        book.close(number)
+        found.append(params)
+    return found
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_proposals_depend_on_study_seed_and_history_alone(tmp_path: Path, sampler: str) -> None:
+    spec = spec_of(trials=12, sampler=sampler, seed=3)
+    folders = [tmp_path / name for name in ("one", "other", "third")]
+    one = history(open_book(folders[0], spec), 10)
+    reopened = history(open_book(folders[1], spec), 6)
+    reopened += history(open_book(folders[1], spec), 4)  # by another driver
+    assert one == reopened
+    other = history(open_book(folders[2], spec_of(trials=12, sampler=sampler, seed=4)), 10)
+    assert one[0] == other[0] == PUBLISHED
+    assert one[1:] != other[1:]
+
+
+def test_proposals_depend_on_what_was_measured(tmp_path: Path) -> None:
+    spec = spec_of(trials=20)
+    high, low = open_book(tmp_path / "a", spec), open_book(tmp_path / "b", spec)
+    for book, sign in ((high, 1), (low, -1)):
+        for _ in range(8):
+            chosen = book.next_trial()
+            assert chosen is not None
+            value = sign * chosen[1]["ucd.weight"]
+            book.report(chosen[0], {"kind": "done", "value": value})
+            book.close(chosen[0])
+    assert high.next_trial() != low.next_trial()
+
+
+def test_no_two_trials_share_a_random_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true, numbers = bridge.make_sampler, []
+
+    def record(spec: StudySpec, number: int) -> optuna.samplers.BaseSampler:
+        numbers.append(number)
+        return true(spec, number)
+
+    monkeypatch.setattr(bridge, "make_sampler", record)
+    book = open_book(tmp_path, spec_of(first={"ucd.weight": 0.01}))
+    asked = [chosen[0] for _ in range(4) if (chosen := book.next_trial())]
+    assert numbers == asked == [0, 1, 2, 3]
+
+
+def test_seeds_of_trials_and_studies_differ() -> None:
+    assert len({derived_seed(seed, number) for seed in range(9) for number in range(9)}) == 81
+    assert 0 <= derived_seed(0, 0) < 2**32
+
+
+@pytest.mark.parametrize(
+    ("parameter", "expected"),
+    [
+        ({"low": 1, "high": 2}, optuna.distributions.FloatDistribution(1, 2)),
+        (
+            {"low": 1, "high": 2, "log": True},
+            optuna.distributions.FloatDistribution(1, 2, log=True),
+        ),
+        (
+            {"low": 1, "high": 2, "step": 0.5},
+            optuna.distributions.FloatDistribution(1, 2, step=0.5),
+        ),
+        ({"low": 1, "high": 9, "type": "int"}, optuna.distributions.IntDistribution(1, 9)),
+        (
+            {"low": 1, "high": 9, "type": "int", "step": 2},
+            optuna.distributions.IntDistribution(1, 9, step=2),
+        ),
+        (
+            {"low": 1, "high": 9, "type": "int", "log": True},
+            optuna.distributions.IntDistribution(1, 9, log=True),
+        ),
+        (
+            {"choices": [1, None, "x"]},
+            optuna.distributions.CategoricalDistribution((1, None, "x")),
+        ),
+    ],
+)
+def test_a_parameter_becomes_optunas_distribution(parameter: dict[str, Any], expected: Any) -> None:
+    assert distribution(Parameter.model_validate(parameter)) == expected
+
+
+# How trials end.
+
+
+def test_a_complete_trial_has_its_value_its_curve_and_its_seconds(tmp_path: Path) -> None:
+    book = open_book(tmp_path)
+    run_trial(book, 10.0, 20.0, 30.0)
+    trial = trial_of(book, 0)
+    assert (trial.state, trial.value) == (TrialState.COMPLETE, 30.0)
+    assert trial.intermediate_values == {1: 10.0, 2: 20.0, 3: 30.0}
+    assert trial.user_attrs["seconds"] >= 0
+    assert "reason" not in trial.user_attrs
+
+
+def test_a_weak_trial_is_told_as_pruned_with_all_its_values_and_why(tmp_path: Path) -> None:
+    book = open_book(tmp_path)
+    for _ in range(3):
+        run_trial(book, 40.0, 50.0, 60.0)
+    number = run_trial(book, 41.0, 10.0, 60.0)
+    trial = trial_of(book, number)
+    assert trial.state == TrialState.PRUNED
+    assert trial.intermediate_values == {1: 41.0, 2: 10.0}
+    assert trial.user_attrs["code"] == "PRUNER"
+    assert trial.user_attrs["reason"].endswith("epoch 2")
+    assert book.finished() == 4
+
+
+def test_without_a_pruner_no_trial_is_stopped(tmp_path: Path) -> None:
+    book = open_book(tmp_path, spec_of(pruner="none"))
+    for value in (40.0, 50.0, 60.0, 1.0):
+        run_trial(book, value, value)
+    assert {t.state for t in book.study.get_trials()} == {TrialState.COMPLETE}
+
+
+@pytest.mark.parametrize("value", [math.nan, None])
+def test_a_trial_without_a_value_fails_with_the_objective_named(
+    tmp_path: Path, value: float | None
+) -> None:
+    book = open_book(tmp_path)
+    book.next_trial()
+    assert book.report(0, epoch(1, value)) is False
+    if value is not None:
+        book.report(0, {"kind": "done", "value": value})
+    book.close(0)
+    trial = trial_of(book, 0)
+    assert trial.state == TrialState.FAIL
+    assert trial.intermediate_values == {}
+    assert trial.user_attrs["code"] == "NO_VALUE"
+    assert "miou_all has no class with truth pixels" in trial.user_attrs["reason"]
+
+
+def test_a_diverged_trial_fails_with_its_reason(tmp_path: Path) -> None:
+    book = open_book(tmp_path)
+    book.next_trial()
+    reason = "loss term 'kd' became nan at step 1, iteration 7"
+    book.report(0, {"kind": "failed", "code": "NAN", "reason": reason})
+    book.close(0)
+    trial = trial_of(book, 0)
+    assert trial.state == TrialState.FAIL
+    assert (trial.user_attrs["code"], trial.user_attrs["reason"]) == ("NAN", reason)
+
+
+def test_a_trial_that_ended_with_an_error_fails_even_if_it_had_a_value(tmp_path: Path) -> None:
+    book = open_book(tmp_path)
+    book.next_trial()
+    book.report(0, {"kind": "done", "value": 50.0})
+    book.close(0, error="RayActorError: the worker died")
+    trial = trial_of(book, 0)
+    assert (trial.state, trial.user_attrs["code"]) == (TrialState.FAIL, "ERROR")
+    assert trial.user_attrs["reason"] == "RayActorError: the worker died"
+
+
+def test_steps_are_stored_and_events_are_told(tmp_path: Path) -> None:
+    events: list[tuple[str, int]] = []
+    book = open_book(tmp_path, on_event=lambda kind, number, _: events.append((kind, number)))
+    book.next_trial()
+    book.report(0, {"kind": "start", "first_step": 1})
+    book.report(0, step_report(step=1))
+    book.report(0, {"kind": "done", "value": 5.0})
+    book.close(0)
+    assert events == [(kind, 0) for kind in ("started", "start", "step", "done", "finished")]
+    assert trial_of(book, 0).user_attrs["last_step"] == 1
+
+
+# After a crash.
+
+
+def test_a_trial_left_running_is_handed_out_again_first_with_its_number(tmp_path: Path) -> None:
+    book = open_book(tmp_path)
+    run_trial(book, 30.0)
+    left = [book.next_trial(), book.next_trial()]
+    assert left[0] is not None
+    book.report(left[0][0], epoch(1, 12.0))
+
+    again = open_book(tmp_path)  # another driver; the first one is dead
+    assert again.adopted == [1, 2]
+    assert [again.next_trial(), again.next_trial()] == left
+    assert trial_of(again, 1).state == TrialState.RUNNING
+    fresh = again.next_trial()
+    assert fresh is not None
+    assert fresh[0] == 3
+
+
+def test_an_adopted_trial_keeps_its_curve_and_ignores_repeated_epochs(tmp_path: Path) -> None:
+    book = open_book(tmp_path)
+    book.next_trial()
+    book.report(0, epoch(1, 12.0))
+    again = open_book(tmp_path)
+    again.next_trial()
+    again.report(0, epoch(1, 99.0))
+    again.report(0, epoch(2, 20.0))
+    again.report(0, {"kind": "done", "value": 20.0})
+    again.close(0)
+    trial = trial_of(again, 0)
+    assert trial.intermediate_values == {1: 12.0, 2: 20.0}
+    assert (trial.state, trial.value) == (TrialState.COMPLETE, 20.0)
+
+
+def test_the_published_trial_is_enqueued_once(tmp_path: Path) -> None:
+    open_book(tmp_path)
+    book = open_book(tmp_path)
+    assert book.next_trial() == (0, PUBLISHED)
+    chosen = book.next_trial()
+    assert chosen is not None
+    assert chosen[1] != PUBLISHED
+
+
+# Tune's two classes.
+
+
+def tune_trial(name: str, error: BaseException | None = None) -> Any:
+    return SimpleNamespace(trial_id=name, get_pickled_error=lambda: error)
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[BookSearcher, BookScheduler]:
+    searcher = BookSearcher(open_book(tmp_path, spec_of(trials=4)))
+    return searcher, BookScheduler(searcher)
+
+
+Pair = tuple[BookSearcher, BookScheduler]
+
+
+def test_tune_gets_numbers_and_params_until_the_study_is_full(pair: Pair) -> None:
+    searcher, _ = pair
+    assert searcher.suggest("a") == {"number": 0, "params": PUBLISHED}
+    found = [searcher.suggest(name) for name in "bcd"]
+    assert [f["number"] for f in found if isinstance(f, dict)] == [1, 2, 3]
+    assert searcher.suggest("e") == BookSearcher.FINISHED
+
+
+def test_a_report_through_tune_reaches_the_trial_it_belongs_to(pair: Pair) -> None:
+    searcher, scheduler = pair
+    searcher.suggest("a")
+    searcher.suggest("b")
+    for report in (epoch(1, 25.0), {"kind": "done", "value": 25.0}):
+        answer = scheduler.on_trial_result(None, tune_trial("b"), pack(report))
+        assert answer == TrialScheduler.CONTINUE
+    searcher.on_trial_complete("b")
+    trial = trial_of(searcher.book, 1)
+    assert (trial.value, trial.intermediate_values) == (25.0, {1: 25.0})
+    assert trial_of(searcher.book, 0).state == TrialState.RUNNING
+
+
+def test_results_that_are_not_ours_are_let_pass(pair: Pair) -> None:
+    _, scheduler = pair
+    assert scheduler.on_trial_result(None, tune_trial("?"), {"x": 1}) == TrialScheduler.CONTINUE
+
+
+def test_tune_stops_the_trial_that_the_pruner_wants_stopped(pair: Pair) -> None:
+    searcher, scheduler = pair
+    answers = []
+    for name, value in zip("abcd", (50.0, 50.0, 50.0, 1.0), strict=True):
+        searcher.suggest(name)
+        for rung, reported in ((1, 10.0), (2, value)):
+            answers.append(
+                scheduler.on_trial_result(None, tune_trial(name), pack(epoch(rung, reported)))
+            )
+        if answers[-1] == TrialScheduler.CONTINUE:
+            done = pack({"kind": "done", "value": value})
+            scheduler.on_trial_result(None, tune_trial(name), done)
+        searcher.on_trial_complete(name)
+    assert answers == [TrialScheduler.CONTINUE] * 7 + [TrialScheduler.STOP]
+    states = [t.state for t in searcher.book.study.get_trials()]
+    assert states == [TrialState.COMPLETE] * 3 + [TrialState.PRUNED]
+
+
+def test_an_error_becomes_the_reason(pair: Pair) -> None:
+    searcher, scheduler = pair
+    searcher.suggest("a")
+    scheduler.on_trial_error(None, tune_trial("a", MemoryError("no memory\nfor this")))
+    searcher.on_trial_complete("a", error=True)
+    assert trial_of(searcher.book, 0).user_attrs["reason"] == "MemoryError: for this"
+
+
+def test_the_innermost_cause_of_nested_errors_is_told() -> None:
+    inner = ValueError("what happened")
+    middle = RuntimeError("task failed")
+    middle.__cause__ = inner
+    outer = RuntimeError("training failed")
+    outer.worker_failures = {0: middle}  # type: ignore[attr-defined]
+    assert root_cause(outer) == "ValueError: what happened"
+    loop = RuntimeError("loop")
+    loop.__cause__ = loop
+    assert root_cause(loop) == "RuntimeError: loop"
+    assert root_cause(RuntimeError()) == "RuntimeError: "
+
+
+def test_tunes_own_copy_of_searcher_and_scheduler_holds_nothing(pair: Pair) -> None:
+    for part in pair:
+        assert part.__getstate__() == {}
+
+
+def test_a_report_survives_tune_as_json() -> None:
+    report = step_report()
+    assert json.loads(pack(report)["report"])["select"]["iou"]["1"] == 50.0
