@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -304,9 +305,9 @@ def _show(table: Any, name: str, output: str, out: Path | None) -> None:
         if out is None:
             console.print(shown)
             return
-        text = Console(width=WIDE, record=True, quiet=True)
-        text.print(shown)
-        write(text.export_text().encode(), out)
+        text = io.StringIO()
+        Console(width=WIDE, file=text).print(shown)
+        write(text.getvalue().encode(), out)
         return
     content = encode(table, output)
     if out is not None:
