@@ -135,9 +135,6 @@ def test_a_killed_driver_goes_on_with_the_same_trials(home: Path) -> None:
     assert second in output, "the open trial keeps number and params"
     assert first not in output, "the finished trial is not repeated"
     assert not any("base step" in line for line in output)
-    assert not any(re.search(r"trial 1 step 1 epoch 1/2", line) for line in output), (
-        "an epoch with a checkpoint is not trained again"
-    ) or any("epoch 1/2" in line for line in output)
     table = "\n".join(output)
     assert table.count("COMPLETE") >= 2
 

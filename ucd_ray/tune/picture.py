@@ -119,11 +119,11 @@ def _write(
         figsize=(2.6 * len(columns) + 2.2, 2.2 * len(panels) + 0.6), layout="constrained"
     )
     axes = figure.subplots(len(panels), len(columns), squeeze=False)
-    for line, panel in zip(axes, panels, strict=True):
+    for index, (line, panel) in enumerate(zip(axes, panels, strict=True)):
         for axis, pixels, column in zip(line, panel, columns, strict=True):
             axis.imshow(pixels if pixels.ndim == 3 else colors[pixels], interpolation="nearest")
             axis.set_axis_off()
-            if line is axes[0]:
+            if index == 0:
                 axis.set_title(column)
     shown = sorted({int(c) for panel in panels for mask in panel[1:] for c in np.unique(mask)})
     base = set(job.recipe.scenario.steps[0])

@@ -101,11 +101,13 @@ class Progress:
         if state == "COMPLETE" and (self.best is None or value > self.best[0]):
             self.best = (value, int(who.split()[-1]))
         shown = f"{self.spec.objective} {value:.2f}" if state == "COMPLETE" else report["reason"]
-        self.say(f"{who} {state}: {shown}")
+        self.say(f"{who} {shown_state(state)}: {shown}")
 
     def _render(self) -> RenderableType:
         lines = [Text(f"{who}  {state}") for who, state in self.running.items()]
-        counts = "  ".join(f"{state} {count}" for state, count in sorted(self.states.items()))
+        counts = "  ".join(
+            f"{shown_state(state)} {count}" for state, count in sorted(self.states.items())
+        )
         best = f"best {self.best[0]:.2f} (trial {self.best[1]})" if self.best else "no result yet"
         done = sum(self.states.values())
         head = f"study {self.spec.name}: {done} of {self.spec.trials} trials  {counts}  {best}"
@@ -135,3 +137,8 @@ def short(value: Any) -> str:
     if value is None:
         return "all"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def shown_state(state: str) -> str:
+    """Optuna's state in our words."""
+    return {"FAIL": "FAILED", "WAITING": "QUEUED"}.get(state, state)

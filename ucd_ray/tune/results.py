@@ -15,7 +15,7 @@ from rich.table import Table
 
 from ucd_ray.errors import ConfigError, StudyError, did_you_mean
 from ucd_ray.tune.database import Database, metric_table, step_table
-from ucd_ray.tune.progress import short
+from ucd_ray.tune.progress import short, shown_state
 
 FORMATS = ("table", "csv", "json", "parquet", "arrow")
 STEP_METRICS = ("miou_old", "miou_new", "miou_all")
@@ -102,11 +102,6 @@ def _row(
     return row
 
 
-def shown_state(state: str) -> str:
-    """Optuna's state in our words."""
-    return {"FAIL": "FAILED", "WAITING": "QUEUED"}.get(state, state)
-
-
 def _table(rows: list[dict[str, Any]], names: list[str], metadata: dict[str, str]) -> pa.Table:
     arrays = [_array([row.get(name) for row in rows], name) for name in names]
     return pa.table(dict(zip(names, arrays, strict=True))).replace_schema_metadata(metadata)
@@ -147,7 +142,7 @@ def render(table: pa.Table, title: str) -> Table:
 
 def _cell(value: Any, name: str) -> str:
     if value is None:
-        return "" if name in ("value", "seconds", "reason") or "miou" in name else "all"
+        return "all" if "." in name else ""  # a param; null sample counts mean all
     if isinstance(value, float) and ("miou" in name or name in ("value", "forgetting", "seconds")):
         return f"{value:.1f}"
     return short(value)

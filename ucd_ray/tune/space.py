@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from ucd_ray.config import Config
+from ucd_ray.config import SECTIONS, Config
 from ucd_ray.errors import ConfigError, did_you_mean
 from ucd_ray.methods import METHODS
 from ucd_ray.recipe import Recipe, check_key, describe, method_keys
@@ -113,6 +113,9 @@ class SearchSpace(SpacePart):
                 if key not in known:  # of another method, or a mistake
                     _check_some_method_has(key)
             merged[field] = {key: v for key, v in values.items() if key in known}
+        if method == "joint":  # it has one step: what acts on later ones cannot be searched
+            for field in ("search", "first"):
+                merged[field] = {key: v for key, v in merged[field].items() if acts_at_first(key)}
         return SpacePart.model_construct(**merged)
 
 
@@ -270,6 +273,12 @@ def default_name(recipe: Mapping[str, Any]) -> str:
         scenario = str(scenario.get("name") or scenario.get("dataset"))
     name = f"{Path(scenario).stem}-{recipe.get('setting', 'overlapped')}-{recipe['method']}"
     return re.sub(r"[^A-Za-z0-9._+-]", "-", name)
+
+
+def acts_at_first(key: str) -> bool:
+    """Whether a key of a recipe section acts at step 0."""
+    section, _, field = key.partition(".")
+    return section in SECTIONS and SECTIONS[section].acts_from(field) == 0
 
 
 def _check_some_method_has(key: str) -> None:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from rich.console import Console
 
 from ucd_ray.checkpoint import StepCache, Store
-from ucd_ray.errors import StudyError
+from ucd_ray.errors import ConfigError, StudyError
 from ucd_ray.job import Job
 from ucd_ray.recipe import Recipe
 from ucd_ray.tune.cluster import check_fits, connect, local_cpus
@@ -38,6 +38,11 @@ def run_study(
     console = console or Console(quiet=True)
     where = places()
     recipe = spec.base_recipe()
+    if not spec.search:
+        raise ConfigError(
+            f"nothing is searched: method '{recipe.method}' has no searched key left; "
+            "use `ucd-ray train` for one run, or free a key that --set fixes"
+        )
     if address is None:
         check_fits("CPU", spec.workers, spec.cpus_per_worker, local_cpus())
     job = prepare_job(
