@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import sys
 from pathlib import Path
@@ -285,7 +286,7 @@ def study_list() -> None:
 @study_app.command("run")
 def study_run(
     name: Annotated[str, typer.Argument(help="Name of a study that was started before.")],
-    trials: Annotated[int | None, typer.Option(help="Trials in all.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Trials in all.", min=1)] = None,
     address: Address = None,
 ) -> None:
     """Go on with a study under its stored spec."""
@@ -330,11 +331,12 @@ def _overrides(values: list[str] | None, **given: Any) -> dict[str, Any]:
 
 def parse_value(text: str) -> Any:
     """A value as YAML spells it; `1e-3` is a number too."""
+    if "e" in text.lower():
+        with contextlib.suppress(ValueError):
+            return float(text)
     try:
-        return float(text) if "e" in text.lower() else yaml.safe_load(text)
-    except ValueError:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # ValueError: it looks like a date and is none
         return text
 
 

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
+from pydantic import ValidationError
 from rich.console import Console
 
 from ucd_ray.checkpoint import StepCache, Store
 from ucd_ray.errors import ConfigError, StudyError
 from ucd_ray.job import Job
-from ucd_ray.recipe import Recipe
+from ucd_ray.recipe import Recipe, describe
 from ucd_ray.tune.cluster import check_fits, connect, local_cpus
 from ucd_ray.tune.database import Database
 from ucd_ray.tune.executors import Gang, RunPerTrial
@@ -214,4 +215,9 @@ def stored_spec(name: str) -> StudySpec:
         names = [row.name for row in database.studies()]
         hint = did_you_mean(name, names) if names else "no study has been started yet"
         raise StudyError(f"no study '{name}' in '{database.shown}'; {hint}")
-    return StudySpec.model_validate(stored)
+    try:
+        return StudySpec.model_validate(stored)
+    except ValidationError as error:
+        raise StudyError(
+            f"the stored spec of study '{name}' is of another version of ucd-ray: {describe(error)}"
+        ) from None

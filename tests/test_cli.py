@@ -1,0 +1,374 @@
+"""The command line: one sentence and exit code 2 for what a user can mend; what commands show."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import TINY
+from tests.tune.test_bridge import open_book, run_trial, spec_of
+from tests.tune.test_results import ABOUT
+from ucd_ray import cli
+from ucd_ray.cli import parse_value
+from ucd_ray.data.prepare import Prepared
+from ucd_ray.errors import ConfigError
+from ucd_ray.tune.database import Database
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command in this process.  Returns exit code, output and errors."""
+
+    def run_command(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ucd-ray", *arguments])
+        with pytest.raises(SystemExit) as done:
+            cli.main()
+        code = done.value.code
+        captured = capsys.readouterr()
+        return code if isinstance(code, int) else 0, captured.out, captured.err
+
+    return run_command
+
+
+def tiny(*arguments: str, data: Prepared | None = None) -> list[str]:
+    """Arguments of the tiny recipe, with its data."""
+    sets = [f"{key}={value}" for key, value in TINY.items() if key != "scenario"]
+    options = [part for text in sets for part in ("--set", text)]
+    where = ["--data", str(data.path)] if data else []
+    return [*arguments, "--scenario", str(TINY["scenario"]), *where, *options]
+
+
+def assert_refused(result: tuple[int, str, str], *parts: str) -> None:
+    code, _, errors = result
+    assert code == 2, errors
+    assert errors.startswith("error: ")
+    assert not errors.startswith("error: :")
+    assert "Traceback" not in errors
+    assert [part for part in parts if part not in errors] == []
+
+
+# What is refused before anything starts.
+
+SHAPES = ("--scenario", "shapes-8-4")
+
+
+@pytest.mark.parametrize("command", ["tune", "train"])
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("--scenario", "voc-15-x"), ("voc-15-x", "did you mean")),
+        (("--scenario", "voc-15-4"), ("voc-15-4", "multiple of 4")),
+        (("--scenario", "absent.yaml"), ("absent.yaml", "No such file")),
+        ((*SHAPES, "--set", "ucd.temprature=1"), ("ucd.temprature", "'ucd.temperature'")),
+        ((*SHAPES, "--set", "ucd.temperature=-1"), ("ucd.temperature (-1)", "greater than 0")),
+        ((*SHAPES, "--set", "data.crop=large"), ("data.crop ('large')", "integer")),
+        ((*SHAPES, "--set", "seed"), ("--set 'seed'", "KEY=VALUE")),
+        ((*SHAPES, "--set", "model.backbone=[e"), ("model.backbone", "[e")),
+        ((*SHAPES, "--method", "mbi"), ("unknown method 'mbi'", "'mib'")),
+        ((*SHAPES, "--method", "mib", "--set", "ucd.weight=1"), ("ucd.weight", "mib+ucd")),
+        ((*SHAPES, "--setting", "overlap"), ("overlap", "overlapped")),
+        ((*SHAPES, "--select-on", "test"), ("eval.select_on", "test", "holdout")),
+        ((*SHAPES, "--weights-mean", "1,2"), ("--weights-mean '1,2'", "three numbers")),
+        (("--scenario", "voc-15-5"), ("'voc' needs --data", "--data generated")),
+        (("--scenario", "voc-15-5", "--data", "/absent"), ("/absent", "does not exist")),
+        (("--scenario", "folder-3-1"), ("folder-3-1", "--data DIR")),
+        ((*SHAPES, "--workers", "5000", "--set", "data.batch_size=5000"), ("--workers", "5000")),
+    ],
+)
+def test_wrong_input_is_one_message_and_exit_code_2(
+    run: Run, command: str, arguments: tuple[str, ...], parts: tuple[str, ...]
+) -> None:
+    assert_refused(run(command, *arguments), *parts)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("tune", *SHAPES, "--space", "absent.yaml"), ("absent.yaml", "No such file")),
+        (("tune", *SHAPES, "--space", "vok-15-5"), ("no search space 'vok-15-5'", "'voc-15-5'")),
+        (("tune", *SHAPES, "--trials", "0"), ("trials (0)",)),
+        (("tune", *SHAPES, "--sampler", "cma"), ("unknown sampler 'cma'", "tpe")),
+        (("tune", *SHAPES, "--pruner", "medain"), ("'medain'", "'median'")),
+        (("tune", *SHAPES, "--objective", "miou"), ("unknown objective 'miou'",)),
+        (("tune", *SHAPES, "--name", "a b"), ("name", "a b")),
+        (("tune", *SHAPES, "--format", "xml"), ("unknown format 'xml'", "csv")),
+        (("config", "voc-15-x"), ("voc-15-x", "did you mean")),
+        (("config", "voc-15-5", "--set", "x=1"), ("unknown key 'x'",)),
+        (("results", "nothing"), ("no study 'nothing'", "no study has been started")),
+        (("results", "nothing", "--format", "xml"), ("unknown format 'xml'",)),
+        (("study", "run", "nothing"), ("no study 'nothing'",)),
+        (("data", "prepare", "vok", "generated", "out"), ("vok", "'voc'")),
+        (("data", "prepare", "voc", "/absent", "out"), ("/absent", "does not exist")),
+    ],
+)
+def test_other_commands_refuse_alike(
+    run: Run, arguments: tuple[str, ...], parts: tuple[str, ...]
+) -> None:
+    assert_refused(run(*arguments), *parts)
+
+
+def test_a_key_both_fixed_and_searched_is_refused(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "scenario: shapes-8-4\nrecipe: {kd.weight: 1}\nsearch: {kd.weight: {low: 1, high: 2}}\n"
+    )
+    assert_refused(
+        run("tune", *SHAPES, "--space", str(path)), "kd.weight", "both fixed and searched"
+    )
+
+
+def test_a_directory_with_another_layout_is_refused(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "JPEGImages").mkdir()
+    result = run("train", "--scenario", "ade-100-50", "--data", str(tmp_path))
+    assert_refused(result, str(tmp_path), "expected", "Pascal VOC layout")
+
+
+def test_prepared_data_of_another_data_set_is_refused(run: Run, shapes: Prepared) -> None:
+    result = run("train", "--scenario", "voc-15-5", "--data", str(shapes.path))
+    assert_refused(result, "'shapes', not 'voc'")
+
+
+def test_a_home_that_cannot_be_written_is_refused(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("UCD_RAY_HOME", str(tmp_path / "file" / "home"))
+    for command in (["train", *SHAPES], ["tune", *SHAPES], ["study", "list"], ["results", "x"]):
+        assert_refused(run(*command), "cannot write", "UCD_RAY_HOME")
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql+psycopg2://me:secret@127.0.0.1:1/db", "sqlite:////dev/null/studies.db"]
+)
+def test_a_database_that_cannot_be_reached_is_refused(
+    run: Run, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setenv("UCD_RAY_DATABASE", url)
+    for command in (["study", "list"], ["results", "x"], ["study", "run", "x"]):
+        result = run(*command)
+        assert_refused(result)
+        assert "secret" not in result[2]
+
+
+def test_an_unknown_backbone_is_refused(run: Run, shapes: Prepared) -> None:
+    result = run(*tiny("train", data=shapes), "--set", "model.backbone=resnet11")
+    assert_refused(result, "unknown model.backbone 'resnet11'", "did you mean 'resnet")
+
+
+def test_weights_of_another_architecture_are_refused(
+    run: Run, shapes: Prepared, tmp_path: Path
+) -> None:
+    import torch
+
+    path = tmp_path / "other.pth"
+    torch.save({"conv9.weight": torch.zeros(2, 2)}, path)
+    triple = ["--weights-mean", "0,0,0", "--weights-std", "1,1,1"]
+    result = run(*tiny("train", data=shapes), "--weights", str(path), *triple)
+    assert_refused(result, str(path), "does not fit backbone 'test_resnet'", "conv9.weight")
+
+
+def test_weights_without_a_normalisation_are_refused(
+    run: Run, shapes: Prepared, tmp_path: Path
+) -> None:
+    (tmp_path / "w.pth").write_bytes(b"")
+    result = run(*tiny("train", data=shapes), "--weights", str(tmp_path / "w.pth"))
+    assert_refused(result, "w.pth", "--weights-mean")
+
+
+def test_a_study_name_in_use_with_another_spec_is_refused_with_the_difference(
+    run: Run, shapes: Prepared, own_home: Path
+) -> None:
+    spec = spec_of(name="mine", recipe={**TINY, "optim.lr_base": 0.5})
+    Database(f"sqlite:///{own_home}/studies.db").save_spec("mine", spec.model_dump_json(), ABOUT)
+    result = run(*tiny("tune", data=shapes), "--name", "mine", "--set", "optim.lr_base=0.25")
+    assert_refused(
+        result, "study 'mine' exists with another spec", "optim.lr_base (0.5 there, 0.25"
+    )
+
+
+def test_a_stored_study_cannot_go_on_with_no_trials(run: Run, own_home: Path) -> None:
+    database = Database(f"sqlite:///{own_home}/studies.db")
+    database.save_spec("mine", spec_of(name="mine").model_dump_json(), ABOUT)
+    code, _, errors = run("study", "run", "mine", "--trials", "0")
+    assert code == 2
+    assert "--trials" in errors
+
+
+def test_a_spec_of_another_version_is_refused(run: Run, own_home: Path) -> None:
+    content = {**spec_of(name="mine").model_dump(mode="json"), "novelty": 1}
+    database = Database(f"sqlite:///{own_home}/studies.db")
+    database.save_spec("mine", json.dumps(content), ABOUT)
+    assert_refused(run("study", "run", "mine"), "'mine'", "another version", "novelty")
+
+
+def test_a_batch_that_workers_cannot_share_is_refused(
+    run: Run, shapes: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ucd_ray.tune.run
+
+    monkeypatch.setattr(ucd_ray.tune.run, "local_cpus", lambda: 64)
+    result = run(*tiny("train", data=shapes), "--workers", "3")
+    assert_refused(result, "data.batch_size (4) must be divisible by workers (3)")
+
+
+def test_an_unknown_option_is_a_usage_error(run: Run) -> None:
+    code, _, errors = run("train", "--scenari", "voc-15-5")
+    assert code == 2
+    assert "--scenari" in errors
+
+
+def test_an_error_in_a_process_of_its_own_has_no_traceback(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "ucd_ray.cli", "train", "--scenario", "voc-15-x"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "UCD_RAY_HOME": str(tmp_path)},
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert_refused((done.returncode, "", done.stderr), "voc-15-x")
+
+
+# Values.
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1", 1),
+        ("0.5", 0.5),
+        ("1e-3", 0.001),
+        ("2E4", 20000.0),
+        ("true", True),
+        ("null", None),
+        ("", None),
+        ("resnet50", "resnet50"),
+        ("[0.5, 0.4, 0.3]", [0.5, 0.4, 0.3]),
+        ("a: b: c", "a: b: c"),
+        ("[e", "[e"),
+        ("[1", "[1"),
+        ("2020-13-45", "2020-13-45"),
+        ("/data/e=1", "/data/e=1"),
+    ],
+)
+def test_a_value_is_read_as_yaml_and_numbers_with_exponents(text: str, value: Any) -> None:
+    assert parse_value(text) == value
+
+
+def test_a_value_may_hold_an_equals_sign() -> None:
+    assert cli._overrides(["data.source=/a=b"]) == {"data.source": "/a=b"}
+    with pytest.raises(ConfigError, match="must be KEY=VALUE"):
+        cli._overrides(["=1"])
+
+
+# What commands show.
+
+
+def test_scenarios_are_listed_with_their_steps(run: Run) -> None:
+    code, output, _ = run("scenarios")
+    assert code == 0
+    row = next(line for line in output.splitlines() if "voc-15-1" in line)
+    assert "15 + 5 x 1" in row
+
+
+def test_config_shows_every_key_with_its_meaning(run: Run) -> None:
+    code, output, _ = run("config", "voc-15-5", "--explain", "--set", "kd.weight=7")
+    assert code == 0
+    row = next(line for line in output.splitlines() if "kd.weight" in line)
+    assert "7" in row
+    assert "Factor of unbiased distillation" in row
+    assert "ucd.temperature" in output
+
+
+def test_prepared_data_can_be_trained_on(run: Run, tmp_path: Path) -> None:
+    code, output, _ = run("data", "prepare", "shapes", "generated", str(tmp_path / "data"))
+    assert code == 0
+    assert "400 train, 80 val images, 12 classes" in output
+    assert_refused(
+        run("data", "prepare", "shapes", "generated", str(tmp_path / "data")), "exists and is not"
+    )
+
+
+def test_a_dry_run_shows_the_plan_and_trains_nothing(
+    run: Run, shapes: Prepared, own_home: Path
+) -> None:
+    code, output, errors = run(*tiny("train", data=shapes), "--dry-run")
+    assert code == 0, errors
+    assert "GiB" in output
+    rows = [line for line in output.splitlines() if line.startswith("│")]
+    assert len(rows) == 3
+    assert not (own_home / "steps").exists()
+
+
+def test_training_shows_every_step_and_continues_from_the_cache(
+    run: Run, shapes: Prepared, own_home: Path
+) -> None:
+    short = ["--set", "optim.iterations_base=2", "--set", "optim.iterations_new=1"]
+    code, output, errors = run(*tiny("train", data=shapes), *short)
+    assert code == 0, errors
+    assert output.count("done (") == 3
+    assert len(list((own_home / "steps").iterdir())) == 3
+    assert list((own_home / "runs").rglob("state.pt")) == []
+    code, output, _ = run(*tiny("train", data=shapes), *short)
+    assert output.count("from the step cache") == 3
+
+
+@pytest.fixture
+def study(own_home: Path) -> Path:
+    """A study with one finished trial in the database at home."""
+    book = open_book(own_home)
+    book.database.save_spec("study", book.spec.model_dump_json(), ABOUT)
+    run_trial(book, 12.5)
+    return own_home
+
+
+@pytest.mark.usefixtures("study")
+def test_results_leave_in_every_format(run: Run, tmp_path: Path) -> None:
+    import pyarrow.parquet
+
+    code, output, _ = run("results", "study")
+    assert code == 0
+    assert "12.5" in output
+    _, text, _ = run("results", "study", "--format", "json")
+    assert json.loads(text)[0]["value"] == 12.5
+    _, text, _ = run("results", "study", "--format", "csv")
+    assert next(csv.DictReader(io.StringIO(text)))["state"] == "COMPLETE"
+    for form in ("table", "csv", "json", "parquet", "arrow"):
+        path = tmp_path / f"out.{form}"
+        assert run("results", "study", "--format", form, "--out", str(path))[0] == 0
+    assert "12.5" in (tmp_path / "out.table").read_text()
+    assert pyarrow.parquet.read_table(tmp_path / "out.parquet").num_rows == 1
+
+
+@pytest.mark.usefixtures("study")
+def test_results_of_a_misspelt_study_name_the_nearest(run: Run, tmp_path: Path) -> None:
+    assert_refused(run("results", "stduy"), "did you mean 'study'")
+    result = run("results", "study", "--format", "csv", "--out", str(tmp_path))
+    assert_refused(result, "cannot write", "Is a directory")
+
+
+@pytest.mark.usefixtures("study")
+def test_studies_are_listed_with_their_best_value(run: Run) -> None:
+    code, output, _ = run("study", "list")
+    assert code == 0
+    row = next(line for line in output.splitlines() if "│ study" in line)
+    assert "1 of 6" in row
+    assert "12.50 (trial 0)" in row
+
+
+def test_no_studies_are_an_empty_list(run: Run) -> None:
+    code, output, _ = run("study", "list")
+    assert code == 0
+    assert "studies.db" in output
