@@ -74,7 +74,6 @@ SHAPES = ("--scenario", "shapes-8-4")
         ((*SHAPES, "--set", "ucd.temperature=-1"), ("ucd.temperature (-1)", "greater than 0")),
         ((*SHAPES, "--set", "data.crop=large"), ("data.crop ('large')", "integer")),
         ((*SHAPES, "--set", "seed"), ("--set 'seed'", "KEY=VALUE")),
-        ((*SHAPES, "--set", "model.backbone=[e"), ("model.backbone", "[e")),
         ((*SHAPES, "--method", "mbi"), ("unknown method 'mbi'", "'mib'")),
         ((*SHAPES, "--method", "mib", "--set", "ucd.weight=1"), ("ucd.weight", "mib+ucd")),
         ((*SHAPES, "--setting", "overlap"), ("overlap", "overlapped")),

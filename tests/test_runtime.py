@@ -17,17 +17,17 @@ def test_a_cpu_computes_in_float32_unless_asked_otherwise() -> None:
     assert runtime.device.type == "cpu"
     assert runtime.autocast is None
     assert runtime.precision == "float32"
-    assert runtime.memory_format == torch.contiguous_format
+    assert runtime.memory_format == torch.channels_last
     assert runtime.fused_optimizer is False
-    assert runtime.reason == "CPU: float32 (auto), contiguous, plain SGD"
+    assert runtime.reason == "CPU: float32 (auto), channels_last, plain SGD"
 
 
 def test_what_is_asked_for_is_done_and_said() -> None:
-    runtime = choose_runtime(ComputeConfig(precision="bfloat16", channels_last="on"))
+    runtime = choose_runtime(ComputeConfig(precision="bfloat16", channels_last="off"))
     assert runtime.autocast == torch.bfloat16
     assert runtime.precision == "bfloat16"
-    assert runtime.memory_format == torch.channels_last
-    assert "bfloat16 autocast (asked for), channels_last" in runtime.reason
+    assert runtime.memory_format == torch.contiguous_format
+    assert "bfloat16 autocast (asked for), contiguous" in runtime.reason
 
 
 def test_a_card_with_bf16_gets_autocast_channels_last_and_a_fused_optimizer(
