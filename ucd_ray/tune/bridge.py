@@ -55,7 +55,7 @@ def make_pruner(spec: StudySpec) -> optuna.pruners.BasePruner:
     """The pruner of a study."""
     if spec.pruner == "none":
         return optuna.pruners.NopPruner()
-    return optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=1)
+    return optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=2)
 
 
 def derived_seed(seed: int, number: int) -> int:

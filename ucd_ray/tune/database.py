@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -78,9 +79,10 @@ class Database:
     """One database of studies, opened and brought to the current schema.  Raises StudyError."""
 
     def __init__(self, url: str) -> None:
-        self.url = url
+        # Version 3 of the driver, which the extra `postgres` installs, whatever SQLAlchemy's default.
+        self.url = re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", url)
         try:
-            self.engine = sa.create_engine(url, **self._options())
+            self.engine = sa.create_engine(self.url, **self._options())
         except (ArgumentError, NoSuchModuleError, ImportError, ValueError) as error:
             raise StudyError(f"cannot use database '{self.shown}': {error}") from None
         with self.errors():

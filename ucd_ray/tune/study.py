@@ -44,6 +44,9 @@ def run_study(
             f"nothing is searched: method '{recipe.method}' has no searched key left; "
             "use `ucd-ray train` for one run, or free a key that --set fixes"
         )
+    for key in {"data.batch_size", "data.micro_batch"} & set(spec.search):
+        for value in spec.search[key].samples():
+            micro_batches(recipe.with_overrides({key: value}), spec.workers)
     if address is None:
         check_fits("CPU", spec.workers, spec.cpus_per_worker, local_cpus())
     job = prepare_job(
