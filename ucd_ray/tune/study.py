@@ -14,7 +14,7 @@ from rich.console import Console
 from ucd_ray.checkpoint import StepCache, Store
 from ucd_ray.errors import ConfigError, StudyError
 from ucd_ray.job import Job
-from ucd_ray.recipe import Recipe, describe
+from ucd_ray.recipe import Recipe, describe, micro_batches
 from ucd_ray.tune.cluster import check_fits, connect, local_cpus
 from ucd_ray.tune.database import Database
 from ucd_ray.tune.executors import Gang, RunPerTrial
