@@ -86,6 +86,9 @@ class ModelConfig(Config):
     """Standard deviation of the pretrained network's input; null: from the file's .json."""
     norm: Literal["batch", "sync", "frozen"] = "batch"
     """Batch normalisation: of each worker, synchronised over workers, or frozen statistics."""
+    freeze: Annotated[Literal["none", "encoder", "old"], acts_from(1)] = "none"
+    """What is not trained after step 0: nothing, the backbone with its norms (ILT's E_F), or all but
+    the newest classifier."""
     background_init: Annotated[bool, acts_from(1)] = False
     """New classifiers start from the background's weights (MiB); on in mib and its combinations."""
 

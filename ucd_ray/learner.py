@@ -23,6 +23,7 @@ from ucd_ray.data.transforms import seed_of
 from ucd_ray.errors import TrainingDiverged
 from ucd_ray.methods import Batch, Term
 from ucd_ray.models import Segmenter, set_train_mode
+from ucd_ray.models.norm import freeze_norm, norms
 from ucd_ray.recipe import Recipe, Schedule, micro_batches, schedule
 from ucd_ray.runtime import Runtime
 
@@ -86,6 +87,22 @@ class Epoch:
     seconds_left: float  # of this step
 
 
+def freeze_parts(segmenter: Segmenter, what: str) -> None:
+    """Takes parts of a network out of training, statistics of their norms included.
+
+    what: `none`, `encoder` (the backbone: ILT's E_F), `old` (all but the newest classifier)
+    """
+    if what == "none":
+        return
+    parts: list[nn.Module] = [segmenter.backbone]
+    if what == "old":
+        parts += [segmenter.head, *segmenter.classifiers[:-1]]
+    for part in parts:
+        part.requires_grad_(False)
+        for norm in norms(part):
+            freeze_norm(norm)
+
+
 class Learner:
     """Trains `segmenter` on the images of one step under the method's terms."""
 
@@ -116,6 +133,8 @@ class Learner:
             num_workers=recipe.data.loader_workers,
             pin_memory=runtime.device.type == "cuda",
         )
+        if step > 0:
+            freeze_parts(segmenter, recipe.model.freeze)
         self.network = self._distributed(segmenter)
         self.optimizer = self._optimizer()
 
@@ -134,12 +153,15 @@ class Learner:
         optim = self.recipe.optim
         lr = optim.lr_base if self.step == 0 else optim.lr_new
         head = [*self.segmenter.head.parameters(), *self.segmenter.classifiers.parameters()]
+        rates = (
+            (list(self.segmenter.backbone.parameters()), lr),
+            (head, lr * optim.head_lr_factor),
+        )
         groups = [
-            {"params": list(self.segmenter.backbone.parameters()), "lr": lr},
-            {"params": head, "lr": lr * optim.head_lr_factor},
+            {"params": trained, "lr": rate, "initial_lr": rate}
+            for parameters, rate in rates
+            if (trained := [p for p in parameters if p.requires_grad])
         ]
-        for group in groups:
-            group["initial_lr"] = group["lr"]
         return torch.optim.SGD(
             groups,
             lr=lr,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import pytest
@@ -10,7 +11,13 @@ import torch
 from torch import Tensor
 
 from ucd_ray.errors import ConfigError
-from ucd_ray.losses import feature_distillation, output_distillation, unbiased_distillation
+from ucd_ray.losses import (
+    binary_distillation,
+    feature_distillation,
+    output_distillation,
+    similarity_distillation,
+    unbiased_distillation,
+)
 
 NUM_OLD, NUM_NEW = 3, 2
 LOSSES = [output_distillation, unbiased_distillation]
@@ -212,3 +219,46 @@ def test_more_old_than_new_channels_are_refused(loss: Loss) -> None:
     new, old = sample()
     with pytest.raises(ConfigError, match=r"num_old \(5\) must lie between 1 and the 3 channels"):
         loss(old, new)
+
+
+def test_binary_distillation_and_its_gradient_equal_loops_over_elements() -> None:
+    new, old = sample()
+    actual = binary_distillation(new, old)
+    total = new.new_zeros(())
+    for b, c, y, x in product(*map(range, old.shape)):
+        target, logit = torch.sigmoid(old[b, c, y, x]), new[b, c, y, x]
+        odds = torch.sigmoid(logit)
+        total = total - target * odds.log() - (1 - target) * (1 - odds).log()
+    expected = total / (old.shape[0] * old.shape[2] * old.shape[3])
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+    (gradient,) = torch.autograd.grad(actual, new)
+    (expected_gradient,) = torch.autograd.grad(expected, new)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-10, atol=1e-10)
+
+
+def test_similarity_distillation_and_its_gradient_equal_loops_over_image_pairs() -> None:
+    rng = torch.Generator().manual_seed(1)
+    new = torch.randn(3, 4, 2, 2, generator=rng, dtype=torch.float64, requires_grad=True)
+    old = torch.randn(3, 4, 2, 2, generator=rng, dtype=torch.float64)
+
+    def rows(features: Tensor) -> list[list[Tensor]]:
+        products = [[(a * b).sum() for b in features] for a in features]
+        return [[p / torch.stack(row).norm() for p in row] for row in products]
+
+    actual, expected = similarity_distillation(new, old), new.new_zeros(())
+    for new_row, old_row in zip(rows(new), rows(old), strict=True):
+        for mine, theirs in zip(new_row, old_row, strict=True):
+            expected = expected + (mine - theirs) ** 2 / 9
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+    (gradient,) = torch.autograd.grad(actual, new)
+    (expected_gradient,) = torch.autograd.grad(expected, new)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-10, atol=1e-10)
+
+
+def test_similarity_of_one_image_is_zero_and_connected() -> None:
+    new = torch.randn(1, 4, 2, 2, requires_grad=True)
+    value = similarity_distillation(new, torch.randn(1, 4, 2, 2))
+    value.backward()  # type: ignore[no-untyped-call]
+    assert value.item() == pytest.approx(0, abs=1e-10)
+    assert new.grad is not None
+    assert new.grad.isfinite().all()

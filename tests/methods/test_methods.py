@@ -169,3 +169,30 @@ def test_a_distillation_term_needs_an_old_model() -> None:
 def test_the_base_term_has_no_value() -> None:
     with pytest.raises(AssertionError, match="has no value"):
         Term()(make_batch())
+
+
+def test_the_masked_class_sum_of_ilt_equals_a_loop_over_pixels_without_new_classes() -> None:
+    batch = make_batch()
+    term = OutputKD(weight=1.0, class_reduction="sum", pixels="old")
+    new, old = batch.new.logits.detach(), batch.teacher.logits.detach()
+    values = []
+    for b, y, x in (batch.labels < OLD).nonzero().tolist():  # neither new classes nor 255
+        teacher, student = old[b, :, y, x].softmax(0), new[b, :OLD, y, x].log_softmax(0)
+        values.append(-(teacher * student).sum())
+    torch.testing.assert_close(term(batch).detach(), torch.stack(values).mean())
+
+
+def test_the_masked_term_without_old_pixels_is_zero_and_connected() -> None:
+    batch = make_batch()
+    batch.labels.fill_(OLD)
+    value = OutputKD(pixels="old")(batch)
+    value.backward()  # type: ignore[no-untyped-call]
+    assert value.item() == 0
+    assert batch.new.logits.grad is not None
+
+
+def test_ilt_averages_cross_entropy_over_valid_pixels() -> None:
+    batch = make_batch()
+    valid = batch.labels != 255
+    mean, over_valid = CrossEntropy()(batch), CrossEntropy(reduction="valid")(batch)
+    torch.testing.assert_close(over_valid, mean * valid.numel() / valid.sum())

@@ -17,8 +17,10 @@ from ucd_ray.losses.cross_entropy import (
     unbiased_cross_entropy,
 )
 from ucd_ray.losses.distillation import (
+    binary_distillation,
     feature_distillation,
     output_distillation,
+    similarity_distillation,
     unbiased_distillation,
 )
 from ucd_ray.losses.pod import local_pod
@@ -35,6 +37,7 @@ __all__ = [
     "attraction",
     "balanced_sample",
     "binary_cross_entropy",
+    "binary_distillation",
     "class_means",
     "contrastive_distillation",
     "cross_entropy",
@@ -43,6 +46,7 @@ __all__ = [
     "output_distillation",
     "prototype_matching",
     "repulsion",
+    "similarity_distillation",
     "sparsity",
     "unbiased_cross_entropy",
     "unbiased_distillation",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ucd_ray.losses.common import check_num_old, in_full_precision, reduce_map
 
@@ -64,6 +65,36 @@ def feature_distillation(new_features: Tensor, old_features: Tensor) -> Tensor:
     # A difference, not mse_loss: that would save the old features, which inference mode forbids.
     difference = in_full_precision(new_features) - in_full_precision(old_features).detach()
     return difference.square().mean()
+
+
+def binary_distillation(new_logits: Tensor, old_logits: Tensor) -> Tensor:
+    """Sigmoid cross-entropy from the old to the new old-class outputs, summed over classes (LwF-MC).
+
+    new_logits: [B, C, H, W]; channels from num_old on are cut off
+    old_logits: [B, num_old, H, W], no gradient
+    Returns the mean over positions, in nats.  Raises ConfigError for fewer new than old channels.
+    """
+    num_old = old_logits.shape[1]
+    check_num_old(num_old, new_logits.shape[1])
+    target = in_full_precision(old_logits).detach().sigmoid()
+    new = in_full_precision(new_logits[:, :num_old])
+    return num_old * F.binary_cross_entropy_with_logits(new, target)
+
+
+def similarity_distillation(new_features: Tensor, old_features: Tensor) -> Tensor:
+    """Squared distance of the images' similarities to each other, old against new (SPKD, generic form).
+
+    new_features, old_features: [B, D, h, w], no gradient to the old ones
+    With Q the [B, D*h*w] features and G = Q Q^T with L2-normalised rows: |G_old - G_new|^2 / B^2.
+    """
+    new, old = _similarities(new_features), _similarities(old_features.detach())
+    return (new - old).square().sum() / len(new) ** 2
+
+
+def _similarities(features: Tensor) -> Tensor:
+    """[B, B] inner products of the images' features, rows of length one."""
+    flat = in_full_precision(features).flatten(1)
+    return F.normalize(flat @ flat.T, dim=1)
 
 
 def _soft_cross_entropy(

@@ -1,8 +1,12 @@
-"""Output and feature distillation: LwF, MiB's unbiased form, ILT's re-implementation."""
+"""Output and feature distillation: LwF, LwF-MC, MiB's unbiased form, and ILT's.
+
+ILT's own lambdas and masks are those of its conference version (arXiv 1907.13372); the journal version's
+(arXiv 1911.03462) are not published in a form that we could read.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -23,8 +27,23 @@ class OutputKD(Term):
     """Divides both models' logits; the loss is multiplied by its square."""
     alpha: Annotated[float, Field(gt=0)] = 1.0
     """Multiplies the old model's logits; above 1 sharpens the teacher."""
+    class_reduction: Literal["mean", "sum"] = "mean"
+    """Over old channels: their mean (MiB's code; weights of 10 to 100) or sum (ILT's; weight 1)."""
+    pixels: Literal["all", "old"] = "all"
+    """All pixels, or those whose label is background or an old class (ILT's mask)."""
 
     def __call__(self, batch: Batch) -> Tensor:
+        """The mean over the chosen pixels; zero, but connected, if there are none."""
+        loss_map = self.loss_map(batch)
+        if self.class_reduction == "sum":
+            loss_map = loss_map * batch.num_old
+        if self.pixels == "all":
+            return loss_map.mean()
+        chosen = batch.labels < batch.num_old
+        return (loss_map * chosen).sum() / chosen.sum().clamp(min=1)
+
+    def loss_map(self, batch: Batch) -> Tensor:
+        """[B, H, W] divergence of every pixel, the class sum divided by the number of old channels."""
         from ucd_ray.losses import output_distillation
 
         return output_distillation(
@@ -32,6 +51,7 @@ class OutputKD(Term):
             batch.teacher.logits,
             alpha=self.alpha,
             temperature=self.temperature,
+            reduction="none",
         )
 
 
@@ -41,7 +61,8 @@ class UnbiasedKD(OutputKD):
     weight: Annotated[float, Field(ge=0)] = 10.0
     """Factor of unbiased distillation (published: 100 on VOC 15-1, else 10)."""
 
-    def __call__(self, batch: Batch) -> Tensor:
+    def loss_map(self, batch: Batch) -> Tensor:
+        """[B, H, W], as in OutputKD."""
         from ucd_ray.losses import unbiased_distillation
 
         return unbiased_distillation(
@@ -49,7 +70,22 @@ class UnbiasedKD(OutputKD):
             batch.teacher.logits,
             alpha=self.alpha,
             temperature=self.temperature,
+            reduction="none",
         )
+
+
+class BinaryKD(Term):
+    """LwF-MC: the new sigmoids of the old channels against the old model's, summed over classes."""
+
+    section: ClassVar[str] = "kd"
+
+    weight: Annotated[float, Field(ge=0)] = 10.0
+    """Factor of the distillation of sigmoids (MiB's code: 10)."""
+
+    def __call__(self, batch: Batch) -> Tensor:
+        from ucd_ray.losses import binary_distillation
+
+        return binary_distillation(batch.new.logits, batch.teacher.logits)
 
 
 class FeatureKD(Term):
@@ -64,3 +100,35 @@ class FeatureKD(Term):
         from ucd_ray.losses import feature_distillation
 
         return feature_distillation(batch.new.body, batch.teacher.body)
+
+
+class DecoderKD(Term):
+    """Mean squared error of what the classifiers read: distillation at the decoder, in generic form."""
+
+    section: ClassVar[str] = "decoder"
+
+    weight: Annotated[float, Field(ge=0)] = 50.0
+    """Factor of decoder distillation; ours, as ILT's for encoder features."""
+
+    def __call__(self, batch: Batch) -> Tensor:
+        from ucd_ray.losses import feature_distillation
+
+        return feature_distillation(batch.new.features, batch.teacher.features)
+
+
+class SimilarityKD(Term):
+    """Similarity-preserving distillation (Tung and Mori, arXiv 1907.09682) of the last backbone stage.
+
+    A batch-level term: the images of one worker's batch are compared with each other, so its value
+    depends on the number of workers, and one image alone gives zero.
+    """
+
+    section: ClassVar[str] = "spkd"
+
+    weight: Annotated[float, Field(ge=0)] = 100.0
+    """Factor of similarity-preserving distillation; ours."""
+
+    def __call__(self, batch: Batch) -> Tensor:
+        from ucd_ray.losses import similarity_distillation
+
+        return similarity_distillation(batch.new.body, batch.teacher.body)
