@@ -313,3 +313,28 @@ def test_a_loss_that_is_not_finite_names_term_step_and_iteration(
     message = f"loss term 'kd' became {value} at step 1, iteration {iteration}"
     with pytest.raises(TrainingDiverged, match=message):
         fit(learner)
+
+
+@pytest.mark.parametrize(
+    ("freeze", "trained"),
+    [
+        ("none", {"backbone", "head", "classifiers.0", "classifiers.1"}),
+        ("encoder", {"head", "classifiers.0", "classifiers.1"}),
+        ("old", {"classifiers.1"}),
+    ],
+)
+def test_frozen_parts_keep_weights_and_norm_statistics(
+    shapes: Prepared, freeze: str, trained: set[str]
+) -> None:
+    learner = make_learner(
+        shapes, tiny_recipe(method="finetune", **{"model.freeze": freeze}), step=1
+    )
+    before = weights(learner)
+    fit(learner)
+    changed = {
+        name for name, value in weights(learner).items() if not torch.equal(value, before[name])
+    }
+    parts = {
+        ".".join(name.split(".")[: 2 if name.startswith("classifiers") else 1]) for name in changed
+    }
+    assert parts == trained

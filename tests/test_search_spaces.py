@@ -20,7 +20,7 @@ from ucd_ray.tune.space import (
 
 FOLDER = Path(__file__).parent.parent / "search_spaces"
 FILES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
-SPACES = [name for name in FILES if name != "generated"]  # which is a recipe for any scenario
+SPACES = [name for name in FILES if name not in ("generated", "methods")]  # parts for any scenario
 PUBLISHED: dict[str, tuple[Any, ...]] = {
     "ucd.temperature": (0.07, 0.1, 1.0),
     "ucd.weight": (0.01,),

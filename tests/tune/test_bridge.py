@@ -22,10 +22,9 @@ from ucd_ray.tune.bridge import (
     TrialBook,
     derived_seed,
     distribution,
-    root_cause,
 )
 from ucd_ray.tune.database import Database
-from ucd_ray.tune.executors import pack
+from ucd_ray.tune.executors import pack, root_cause
 from ucd_ray.tune.space import Parameter, StudySpec
 
 SEARCH: dict[str, Any] = {
@@ -257,10 +256,10 @@ def test_a_trial_that_ended_with_an_error_fails_even_if_it_had_a_value(tmp_path:
     book = open_book(tmp_path)
     book.next_trial()
     book.report(0, {"kind": "done", "value": 50.0})
-    book.close(0, error="RayActorError: the worker died")
+    book.close(0, lost=True)
     trial = trial_of(book, 0)
-    assert (trial.state, trial.user_attrs["code"]) == (TrialState.FAIL, "ERROR")
-    assert trial.user_attrs["reason"] == "RayActorError: the worker died"
+    assert (trial.state, trial.user_attrs["code"]) == (TrialState.FAIL, "LOST_DRIVER")
+    assert trial.user_attrs["reason"] == "the process that drove the trial ended"
 
 
 def test_steps_are_stored_and_events_are_told(tmp_path: Path) -> None:
@@ -321,8 +320,8 @@ def test_the_published_trial_is_enqueued_once(tmp_path: Path) -> None:
 # Tune's two classes.
 
 
-def tune_trial(name: str, error: BaseException | None = None) -> Any:
-    return SimpleNamespace(trial_id=name, get_pickled_error=lambda: error)
+def tune_trial(name: str) -> Any:
+    return SimpleNamespace(trial_id=name)
 
 
 @pytest.fixture
@@ -378,12 +377,15 @@ def test_tune_stops_the_trial_that_the_pruner_wants_stopped(pair: Pair) -> None:
     assert states == [TrialState.COMPLETE] * 3 + [TrialState.PRUNED]
 
 
-def test_an_error_becomes_the_reason(pair: Pair) -> None:
+def test_a_reported_failure_is_the_reason_even_if_the_driver_dies_after_it(pair: Pair) -> None:
     searcher, scheduler = pair
     searcher.suggest("a")
-    scheduler.on_trial_error(None, tune_trial("a", MemoryError("no memory\nfor this")))
+    failed = {"kind": "failed", "code": "ERROR", "reason": "MemoryError: no memory"}
+    scheduler.on_trial_result(None, tune_trial("a"), pack(failed))
     searcher.on_trial_complete("a", error=True)
-    assert trial_of(searcher.book, 0).user_attrs["reason"] == "MemoryError: for this"
+    trial = trial_of(searcher.book, 0)
+    assert trial.state == TrialState.FAIL
+    assert trial.user_attrs["reason"] == "MemoryError: no memory"
 
 
 def test_the_innermost_cause_of_nested_errors_is_told() -> None:

@@ -143,15 +143,18 @@ class TrialBook:
         self.on_event(kind, number, report)
         return stop
 
-    def close(self, number: int, *, error: str | None = None) -> None:
-        """Tells Optuna how a trial ended."""
+    def close(self, number: int, *, lost: bool = False) -> None:
+        """Tells Optuna how a trial ended.
+
+        lost: its driver ended without telling why
+        """
         trial = self.open.pop(number)
         value = self.values.get(number)
         code, reason = self.reasons.get(number, (None, None))
-        if error is None and code is None and (value is None or value != value):
+        if code is None and lost:
+            code, reason = "LOST_DRIVER", "the process that drove the trial ended"
+        if code is None and (value is None or value != value):
             code, reason = "NO_VALUE", f"{self.spec.objective} has no class with truth pixels"
-        if error is not None:
-            code, reason = "ERROR", error
         state = TrialState.COMPLETE if code is None else TrialState.FAIL
         state = TrialState.PRUNED if code == "PRUNER" else state
         started = trial.user_attrs.get("started", time.time())
@@ -178,7 +181,6 @@ class BookSearcher(NotSaved, Searcher):
         super().__init__(metric=None, mode=None)
         self.book = book
         self.number_of: dict[str, int] = {}
-        self.errors: dict[str, str] = {}  # by Tune's trial id, filled by the scheduler
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Number and params of the next trial."""
@@ -192,8 +194,7 @@ class BookSearcher(NotSaved, Searcher):
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """A trial ended, by itself, by the scheduler or by an error."""
-        message = self.errors.get(trial_id, "the trial ended with an error") if error else None
-        self.book.close(self.number_of.pop(trial_id), error=message)
+        self.book.close(self.number_of.pop(trial_id), lost=error)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the database is the state."""
@@ -217,24 +218,3 @@ class BookScheduler(NotSaved, FIFOScheduler):
             return TrialScheduler.CONTINUE
         stop = self.searcher.book.report(number, report)
         return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE
-
-    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """Keeps the last line of the trial's error for its reason."""
-        error = trial.get_pickled_error()
-        self.searcher.errors[trial.trial_id] = root_cause(error) if error else "unknown error"
-
-
-def root_cause(error: BaseException) -> str:
-    """The message of the innermost error that a nest of Ray errors carries."""
-    seen: set[int] = set()
-    while id(error) not in seen:
-        seen.add(id(error))
-        inner = getattr(error, "cause", None) or error.__cause__
-        workers = getattr(error, "worker_failures", None)
-        if workers:
-            inner = next(iter(workers.values()))
-        if not isinstance(inner, BaseException):
-            break
-        error = inner
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[-1] or lines[0]}"

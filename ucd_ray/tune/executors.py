@@ -64,14 +64,18 @@ class RunPerTrial:
 
 
 def run_trial(config: dict[str, Any], executor: RunPerTrial) -> None:
-    """Trains one trial on its own gang; every report of rank 0 becomes a Tune result."""
+    """Trains one trial on its own gang; every report of rank 0 becomes a Tune result.
+
+    A run that fails for good becomes a report of its own: Tune does not hand the error on.
+    """
+    from ray import tune
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
     job = config.get("job") or executor.trial_job(config["number"], config["params"])
     gang = executor.gang
-    TorchTrainer(
+    trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": job},
         scaling_config=ScalingConfig(
@@ -86,7 +90,12 @@ def run_trial(config: dict[str, Any], executor: RunPerTrial) -> None:
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             callbacks=[TuneReportCallback()],
         ),
-    ).fit()
+    )
+    try:
+        trainer.fit()
+    except Exception as error:  # whatever Train, or a worker below it, raises
+        failure = {"kind": "failed", "code": "ERROR", "reason": root_cause(error)}
+        tune.report(pack(failure))
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -100,6 +109,11 @@ def train_worker(config: dict[str, Any]) -> None:
     except UcdRayError as error:  # the same on all ranks; trying again would not help
         context.report({"kind": "failed", "code": failure_code(error), "reason": str(error)})
         return
+    except Exception as error:
+        if context.ranks.world_size > 1:  # the other ranks wait in a collective: Train ends them
+            raise
+        context.report({"kind": "failed", "code": "ERROR", "reason": root_cause(error)})
+        return
     context.report({"kind": "done", "value": reports[-1]["value"]})
     if context.ranks.rank == 0:
         context.checkpoint.clear()
@@ -110,6 +124,22 @@ def failure_code(error: Exception) -> str:
     from ucd_ray.errors import TrainingDiverged
 
     return "NAN" if isinstance(error, TrainingDiverged) else "USER_ERROR"
+
+
+def root_cause(error: BaseException) -> str:
+    """The message of the innermost error that a nest of Ray errors carries."""
+    seen: set[int] = set()
+    while id(error) not in seen:
+        seen.add(id(error))
+        inner = getattr(error, "cause", None) or error.__cause__
+        workers = getattr(error, "worker_failures", None)
+        if workers:
+            inner = next(iter(workers.values()))
+        if not isinstance(inner, BaseException):
+            break
+        error = inner
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[-1] or lines[0]}"
 
 
 def pack(report: dict[str, Any]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from ucd_ray.job import Job
-from ucd_ray.tune.bridge import NotSaved, root_cause
+from ucd_ray.tune.bridge import NotSaved
 from ucd_ray.tune.executors import RunPerTrial, unpack
 
 OnReport = Callable[[str, dict[str, Any]], None]
@@ -38,8 +38,7 @@ class Listener(NotSaved, FIFOScheduler):
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """The run ended with an error."""
-        error = trial.get_pickled_error()
-        self.failure = root_cause(error) if error else "unknown error"
+        self.failure = self.failure or "the process that drove the run ended"
 
 
 def run_single(executor: RunPerTrial, job: Job, on_report: OnReport) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.resources
 import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -104,7 +105,7 @@ class SearchSpace(SpacePart):
 
     def part(self, method: str) -> SpacePart:
         """The part for `method`: keys that only other methods have are left out."""
-        own = self.by_method.get(method, SpacePart())
+        own = self.by_method.get(method) or method_parts().get(method, SpacePart())
         known = set(method_keys(method))
         merged: dict[str, Any] = {}
         for field in ("recipe", "search", "first"):
@@ -190,6 +191,12 @@ class StudySpec(Config):
     def trial_recipe(self, params: Mapping[str, Any]) -> Recipe:
         """The recipe of a trial with these params."""
         return self.base_recipe().with_overrides(params)
+
+
+@cache
+def method_parts() -> dict[str, SpacePart]:
+    """What single methods search, in scenarios whose file says nothing about them."""
+    return load_search_space("methods").by_method
 
 
 def known_spaces() -> list[str]:
