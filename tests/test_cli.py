@@ -214,9 +214,9 @@ def test_a_spec_of_another_version_is_refused(run: Run, own_home: Path) -> None:
 def test_a_batch_that_workers_cannot_share_is_refused(
     run: Run, shapes: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import ucd_ray.tune.run
+    import ucd_ray.tune.cluster
 
-    monkeypatch.setattr(ucd_ray.tune.run, "local_cpus", lambda: 64)
+    monkeypatch.setattr(ucd_ray.tune.cluster, "local_cpus", lambda: 64)
     result = run(*tiny("train", data=shapes), "--workers", "3")
     assert_refused(result, "data.batch_size (4) must be divisible by workers (3)")
 

@@ -88,6 +88,25 @@ def test_free_ports_differ_and_can_be_bound() -> None:
             probe.bind(("127.0.0.1", port))
 
 
+def test_workers_that_a_private_head_could_never_hold_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "local_cpus", lambda: 4)
+    monkeypatch.setattr(module, "local_gpus", lambda: 1)
+    module.check_local(4, cpus=1.0, gpus=0.25)
+    with pytest.raises(ClusterError, match="5 workers with 1 CPUs each"):
+        module.check_local(5, cpus=1.0, gpus=0.0)
+    with pytest.raises(ClusterError, match="2 workers with 1 GPUs each"):
+        module.check_local(2, cpus=1.0, gpus=1.0)
+
+
+def test_a_cluster_that_is_named_needs_no_private_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert module.private_head_needed(None)
+    assert not module.private_head_needed("10.0.0.1:6379")
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert not module.private_head_needed(None)
+
+
 def test_this_process_has_a_cpu() -> None:
     assert 1 <= local_cpus() <= (os.cpu_count() or 1)
 

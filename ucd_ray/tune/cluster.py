@@ -83,6 +83,22 @@ def local_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def local_gpus() -> int:
+    """NVIDIA cards of this machine, as its device files count them."""
+    return len([path for path in Path("/dev").glob("nvidia*") if path.name[6:].isdigit()])
+
+
+def check_local(workers: int, *, cpus: float, gpus: float) -> None:
+    """Raises ClusterError if a private head on this machine could never hold a trial's workers."""
+    check_fits("CPU", workers, cpus, local_cpus())
+    check_fits("GPU", workers, gpus, local_gpus())
+
+
+def private_head_needed(address: str | None) -> bool:
+    """Whether `connect(address, ...)` would start a head of its own."""
+    return not (address or os.environ.get("RAY_ADDRESS"))
+
+
 @contextlib.contextmanager
 def connect(address: str | None, home: Path, *, job: str) -> Iterator[Cluster]:
     """Connects to `address` (or RAY_ADDRESS), else to a private head that ends with the block.

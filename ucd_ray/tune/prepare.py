@@ -48,7 +48,7 @@ def prepare_job(
 
 
 def _data(recipe: Recipe, where: Places, console: Console) -> Prepared:
-    with Progress(console=console, transient=True) as progress:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(f"preparing {recipe.scenario.dataset}", total=None)
         return prepared_for(
             recipe.scenario.dataset,
@@ -67,7 +67,7 @@ def prepare_data(dataset: str, source: str, out: Path, console: Console) -> Prep
         hint = errors.did_you_mean(dataset, DATASETS)
         raise ConfigError(f"unknown data set '{dataset}'; {hint}")
     generated = Generated() if source == "generated" else None
-    with Progress(console=console, transient=True) as progress:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(f"preparing {dataset}", total=None)
         return prepare(
             dataset,

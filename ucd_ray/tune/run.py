@@ -14,7 +14,7 @@ from ucd_ray.checkpoint import Store, TrialStore
 from ucd_ray.errors import UcdRayError
 from ucd_ray.job import Job
 from ucd_ray.recipe import Recipe, schedule
-from ucd_ray.tune.cluster import check_fits, connect, local_cpus
+from ucd_ray.tune.cluster import check_local, connect, private_head_needed
 from ucd_ray.tune.places import places
 from ucd_ray.tune.prepare import prepare_job
 from ucd_ray.tune.progress import epoch_line
@@ -49,8 +49,8 @@ def run(
     """
     console = console or Console(quiet=True)
     where = places()
-    if workers > 1 and address is None:
-        check_fits("CPU", workers, 1.0, local_cpus())
+    if workers > 1 and private_head_needed(address):
+        check_local(workers, cpus=1.0, gpus=0.0)
     name = ("train", _digest(recipe))
     job = prepare_job(recipe, where, name=name, workers=workers, console=console)
     listener = _Listener(console)

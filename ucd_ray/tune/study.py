@@ -15,7 +15,7 @@ from ucd_ray.checkpoint import StepCache, Store
 from ucd_ray.errors import ConfigError, StudyError
 from ucd_ray.job import Job
 from ucd_ray.recipe import Recipe, describe, micro_batches
-from ucd_ray.tune.cluster import check_fits, connect, local_cpus
+from ucd_ray.tune.cluster import check_local, connect, private_head_needed
 from ucd_ray.tune.database import Database
 from ucd_ray.tune.executors import Gang, RunPerTrial
 from ucd_ray.tune.places import Places, places
@@ -47,8 +47,8 @@ def run_study(
     for key in {"data.batch_size", "data.micro_batch"} & set(spec.search):
         for value in spec.search[key].samples():
             micro_batches(recipe.with_overrides({key: value}), spec.workers)
-    if address is None:
-        check_fits("CPU", spec.workers, spec.cpus_per_worker, local_cpus())
+    if private_head_needed(address):
+        check_local(spec.workers, cpus=spec.cpus_per_worker, gpus=spec.gpus_per_worker or 0)
     job = prepare_job(
         recipe,
         where,
