@@ -66,6 +66,8 @@ class _Run:
         )
         if self.recipe.model.norm == "sync" and self.runtime.device.type != "cuda":
             raise ConfigError("model.norm (sync) needs a GPU; use batch or frozen")
+        if self.runtime.device.type == "cuda":  # NCCL's object collectives use the current device
+            torch.cuda.set_device(self.runtime.device)
         self.cache = StepCache(job.open_cache())
         self.history: list[dict[str, Any]] = []
         self.notes = [self.runtime.reason]
