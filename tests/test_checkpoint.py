@@ -26,6 +26,12 @@ def cache(tmp_path: Path) -> StepCache:
     return cache
 
 
+def weights_of(cache: StepCache) -> Path:
+    """The only file of weights of the stored step."""
+    (path,) = file_of(cache, "").glob("*.safetensors")
+    return path
+
+
 def file_of(cache: StepCache, name: str) -> Path:
     return Path(cache.store.path(key_digest(KEY), name))
 
@@ -75,7 +81,7 @@ def test_transposed_and_shared_tensors_can_be_stored(tmp_path: Path) -> None:
 
 
 def test_truncated_weights_are_refused_naming_the_entry(cache: StepCache) -> None:
-    path = file_of(cache, "weights.safetensors")
+    path = weights_of(cache)
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(CheckpointError, match="weights are absent or not those") as caught:
         cache.get(KEY)
@@ -84,7 +90,7 @@ def test_truncated_weights_are_refused_naming_the_entry(cache: StepCache) -> Non
 
 
 def test_absent_weights_are_refused(cache: StepCache) -> None:
-    file_of(cache, "weights.safetensors").unlink()
+    weights_of(cache).unlink()
     with pytest.raises(CheckpointError, match="weights are absent"):
         cache.get(KEY)
 
@@ -111,9 +117,9 @@ def test_an_entry_that_is_not_one_is_refused(cache: StepCache, content: bytes) -
         cache.has(KEY)
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "entry.json"])
+@pytest.mark.parametrize("name", ["weights", "entry.json"])
 def test_no_flipped_byte_changes_a_stored_step_silently(cache: StepCache, name: str) -> None:
-    path = file_of(cache, name)
+    path = weights_of(cache) if name == "weights" else file_of(cache, name)
     content = path.read_bytes()
     for position in range(len(content)):
         damaged = bytearray(content)
@@ -269,3 +275,21 @@ def test_no_flipped_byte_changes_a_checkpoint_silently(trial: TrialStore) -> Non
 def test_a_file_that_we_did_not_write_counts_as_none(trial: TrialStore) -> None:
     torch.save(STATE, state_file(trial))
     assert trial.load() is None
+
+
+def test_two_writers_of_one_step_leave_an_entry_that_finds_its_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (StepCache(Store(tmp_path)) for _ in range(2))
+    write = first.store.write
+
+    def overtaken(content: bytes, *parts: str) -> None:
+        if parts[-1] == "entry.json":  # the other writer finishes between weights and entry
+            second.put(KEY, {name: value + 1 for name, value in WEIGHTS.items()}, RESULT)
+        write(content, *parts)
+
+    monkeypatch.setattr(first.store, "write", overtaken)
+    first.put(KEY, WEIGHTS, RESULT)
+    entry = StepCache(Store(tmp_path)).get(KEY)
+    assert entry is not None
+    assert all(torch.equal(entry.weights[name], WEIGHTS[name]) for name in WEIGHTS)

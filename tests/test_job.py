@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from ucd_ray.data.prepare import Generated, Prepared, prepare
 from ucd_ray.errors import ConfigError, DataError, WeightsError
 from ucd_ray.job import Job
 from ucd_ray.models.weights import IMAGENET
-from ucd_ray.recipe import Recipe
+from ucd_ray.recipe import Recipe, needs_split_lists
 
 
 def text(job: Job, step: int = 0, precision: str = "float32") -> str:
@@ -156,3 +157,32 @@ def test_absent_lists_are_refused_by_file(cityscapes: Prepared, tmp_path: Path) 
     job = listed_job(cityscapes, tmp_path, **{"data.split_lists": str(tmp_path)})
     with pytest.raises(DataError, match=r"step0\.txt"):
         assert job.plan
+
+
+def test_a_job_travels_without_its_images(make_job: MakeJob, shapes: Prepared) -> None:
+    job = make_job()
+    assert job.plan
+    assert shapes.train.nbytes > 20_000
+    sent = pickle.dumps(job)
+    assert len(sent) < 10_000
+    arrived: Job = pickle.loads(sent)
+    assert text(arrived) == text(job)
+
+
+def test_joint_takes_every_image_whatever_the_split_lists(
+    make_job: MakeJob, tmp_path: Path
+) -> None:
+    ids = make_job().prepared.train["id"].to_pylist()
+    for step in range(3):
+        (tmp_path / f"step{step}.txt").write_text(ids[step])
+    lists = {"data.split_lists": str(tmp_path), "eval.select_on": "val"}
+    listed = make_job(method="finetune", **lists)
+    joint = make_job(method="joint", **lists)
+    assert [len(images.train) for images in listed.plan] == [1, 1, 1]
+    assert len(joint.plan[0].train) > 3
+
+
+def test_joint_needs_no_published_lists() -> None:
+    recipe = Recipe.from_flat({"scenario": "ade-100-50", "setting": "disjoint", "method": "joint"})
+    assert not needs_split_lists(recipe)
+    assert needs_split_lists(recipe.with_overrides({"method": "mib"}))

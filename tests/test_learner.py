@@ -207,6 +207,9 @@ EXACT: dict[str, Any] = {  # no statistics over a batch, no rate at which random
 }
 
 
+NORMED = {"model.norm": "batch", "optim.lr_base": 1e-2}
+
+
 @pytest.mark.parametrize("step", [0, 1])
 def test_accumulated_gradients_give_the_update_of_the_whole_batch(
     shapes: Prepared, step: int
@@ -240,7 +243,10 @@ def train_as_rank(rank: int, world_size: int, folder: str, data: str) -> None:
     learner = make_learner(shapes, recipe, step=1, ranks=ranks, double=True)
     epochs = fit(learner)
     confusion = confusion_of(learner.segmenter, shapes, recipe, ranks)
-    torch.save((weights(learner), epochs[-1].losses, confusion), f"{folder}/{rank}.pt")
+    normed = make_learner(shapes, tiny_recipe(**{**EXACT, **NORMED}), ranks=ranks)
+    fit(normed)
+    found = (weights(learner), epochs[-1].losses, confusion, weights(normed))
+    torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -250,11 +256,14 @@ def test_two_workers_train_and_score_as_one(shapes: Prepared, tmp_path: Path) ->
     losses = fit(alone)[-1].losses
     confusion = confusion_of(alone.segmenter, shapes, recipe, ONE)
     mp.spawn(train_as_rank, (2, str(tmp_path), str(shapes.path)), nprocs=2)  # type: ignore[no-untyped-call]
+    normed = []
     for rank in range(2):
-        found, found_losses, found_confusion = torch.load(tmp_path / f"{rank}.pt")
+        found, found_losses, found_confusion, with_norm = torch.load(tmp_path / f"{rank}.pt")
+        normed.append(with_norm)
         torch.testing.assert_close(found, weights(alone), rtol=1e-9, atol=1e-12)
         assert found_losses == pytest.approx(losses, rel=1e-5)
         assert torch.equal(found_confusion, confusion)
+    assert_same(*normed)  # the statistics of batch norm included: both ranks score one network
 
 
 # Again and on.

@@ -23,7 +23,7 @@ def test_a_cpu_computes_in_float32_unless_asked_otherwise() -> None:
 
 
 def test_what_is_asked_for_is_done_and_said() -> None:
-    runtime = choose_runtime(ComputeConfig(precision="bfloat16", channels_last="off"))
+    runtime = choose_runtime(ComputeConfig(precision="bfloat16", channels_last=False))
     assert runtime.autocast == torch.bfloat16
     assert runtime.precision == "bfloat16"
     assert runtime.memory_format == torch.contiguous_format

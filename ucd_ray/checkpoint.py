@@ -82,11 +82,14 @@ class Store:
     def delete(self, *parts: str) -> None:
         """Removes a file or directory if it exists."""
         path = self.path(*parts)
-        kind = self.fs.get_file_info(path).type
-        if kind == fs.FileType.Directory:
-            self.fs.delete_dir(path)
-        elif kind == fs.FileType.File:
-            self.fs.delete_file(path)
+        try:
+            kind = self.fs.get_file_info(path).type
+            if kind == fs.FileType.Directory:
+                self.fs.delete_dir(path)
+            elif kind == fs.FileType.File:
+                self.fs.delete_file(path)
+        except OSError as error:
+            raise CheckpointError(f"cannot delete '{path}': {error}") from None
 
 
 @dataclass(frozen=True)
@@ -132,15 +135,20 @@ class StepCache:
         entry = self._entry(key)
         if entry is None:
             return None
-        weights = self.store.read(key_digest(key), "weights.safetensors")
-        if weights is None or hashlib.sha256(weights).hexdigest() != entry["weights_sha256"]:
+        digest = entry["weights_sha256"]
+        weights = self.store.read(key_digest(key), f"{digest}.safetensors")
+        if weights is None or hashlib.sha256(weights).hexdigest() != digest:
             raise self._damaged(key, "its weights are absent or not those that were stored")
         return StepEntry(load(weights), entry["result"])
 
     def put(
         self, key: Mapping[str, Any], weights: Mapping[str, Tensor], result: Mapping[str, Any]
     ) -> None:
-        """Stores a finished step.  Two trials that finish the same step store the same files."""
+        """Stores a finished step.
+
+        The weights' file is named by its content: of two trials that finish the same step at once,
+        each entry finds its own.
+        """
         from safetensors.torch import save
 
         content = save({name: value.cpu().contiguous() for name, value in weights.items()})
@@ -152,7 +160,7 @@ class StepCache:
         if self.has(key):
             return
         digest = key_digest(key)
-        self.store.write(content, digest, "weights.safetensors")
+        self.store.write(content, digest, f"{entry['weights_sha256']}.safetensors")
         stored = {"entry": entry, "sha256": _entry_digest(entry)}
         self.store.write(json.dumps(stored, indent=1).encode(), digest, "entry.json")
 

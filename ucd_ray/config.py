@@ -139,8 +139,8 @@ class ComputeConfig(Config):
 
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Autocast type; auto: bfloat16 on CUDA cards that have it, else float32."""
-    channels_last: Literal["on", "off"] = "on"
-    """Memory layout of images and maps; on is faster on CUDA and CPU alike."""
+    channels_last: bool = True
+    """Memory layout of images and maps; faster on CUDA and CPU alike."""
     deterministic: bool = False
     """Same seed, same numbers on the same machine, at the price of speed on CUDA."""
 

@@ -6,7 +6,7 @@ Made by whoever starts a run and sent to the training workers unchanged.  Needs 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,10 @@ class Job:
     until: int | None = None  # last step to run; None: all
     objective: str = "miou_all"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Only the fields travel: the memory-mapped tables are opened anew where the job arrives."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
     @cached_property
     def prepared(self) -> Prepared:
         """The data set, memory-mapped."""
@@ -42,13 +46,12 @@ class Job:
     def plan(self) -> list[StepImages]:
         """The images of every step.  Raises DataError, ConfigError."""
         recipe = self.recipe
-        if needs_split_lists(recipe) and recipe.data.split_lists is None:
+        if needs_split_lists(recipe) and self._split_lists is None:
             raise ConfigError(
                 f"setting 'disjoint' of {recipe.scenario.dataset} is a published list of images, "
                 "not a rule: give the lists with --split-lists DIR (files step0.txt, step1.txt ... "
                 "with one image id a line), or use --setting overlapped"
             )
-        lists = recipe.data.split_lists
         return plan_steps(
             self.prepared.train,
             self.prepared.val,
@@ -56,7 +59,7 @@ class Job:
             recipe.setting,
             seed=recipe.seed,
             holdout=recipe.data.holdout if recipe.eval.select_on == "holdout" else None,
-            split_lists=Path(lists) if lists else None,
+            split_lists=self._split_lists,
         )
 
     @cached_property
@@ -97,13 +100,18 @@ class Job:
         return None if self.weights is None else file_digest(self.weights)
 
     def _lists_digest(self) -> str | None:
-        lists = self.recipe.data.split_lists
-        if lists is None:
+        if self._split_lists is None:
             return None
         digest = hashlib.sha256()
         for step in range(len(self.recipe.steps.steps)):
-            digest.update((Path(lists) / f"step{step}.txt").read_bytes())
+            digest.update((self._split_lists / f"step{step}.txt").read_bytes())
         return digest.hexdigest()
+
+    @property
+    def _split_lists(self) -> Path | None:
+        """Lists of images per step; `joint` has one step, of every image that shows a class."""
+        lists = self.recipe.data.split_lists
+        return None if lists is None or self.recipe.method == "joint" else Path(lists)
 
     def base(self) -> Job:
         """The job of step 0 alone, which all trials share."""

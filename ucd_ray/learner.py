@@ -193,6 +193,7 @@ class Learner:
         while self.epoch < self.plan.epochs:
             started, first = time.perf_counter(), self.epoch * self.plan.per_epoch
             losses = self._train_epoch(first)
+            self._share_norm_statistics()
             self.epoch += 1
             seconds = time.perf_counter() - started
             done = min(self.epoch * self.plan.per_epoch, self.plan.iterations)
@@ -205,6 +206,12 @@ class Learner:
                 images_per_s=self.recipe.data.batch_size / per_update,
                 seconds_left=per_update * (self.plan.iterations - done),
             )
+
+    def _share_norm_statistics(self) -> None:
+        """Rank 0's buffers on all ranks: DDP shares them only before a forward pass."""
+        if self.ranks.world_size > 1:
+            for buffer in self.segmenter.buffers():
+                dist.broadcast(buffer, src=0, group=self.ranks.group)
 
     def _train_epoch(self, iteration: int) -> dict[str, float]:
         set_train_mode(self.segmenter)

@@ -253,7 +253,8 @@ def _parses_to(scenario: Scenario) -> bool:
 
 def needs_split_lists(recipe: Recipe) -> bool:
     """Whether the published split is a fixed list of images, which no rule reproduces."""
-    return recipe.setting == "disjoint" and recipe.scenario.dataset in LISTED_DISJOINT
+    listed = recipe.setting == "disjoint" and recipe.scenario.dataset in LISTED_DISJOINT
+    return listed and recipe.method != "joint"
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def choose_runtime(config: ComputeConfig, *, local_rank: int = 0) -> Runtime:
     cuda = device.type == "cuda"
     wanted = config.precision
     low = wanted == "bfloat16" or (wanted == "auto" and cuda and has_bf16)
-    last = config.channels_last == "on"
+    last = config.channels_last
     why = "asked for" if wanted != "auto" else ("has bf16" if low else "auto")
     reason = (
         f"{name}: {'bfloat16 autocast' if low else 'float32'} ({why}), "

@@ -32,7 +32,7 @@ Report = dict[str, Any]
 
 
 class TrialStopped(Exception):  # noqa: N818
-    """Raised by a context's `report` when the trial shall end here."""
+    """Raised by a context's `report`, on all ranks, when the trial shall end here."""
 
 
 class TrialContext(Protocol):
@@ -150,10 +150,13 @@ class _Run:
         scored: Tensor | None = None
         for epoch in learner.fit():
             scored = self._score_epoch(segmenter, step, epoch, learner, before, started)
+        select = self._select(segmenter, step, scored)
+        on_val = self.recipe.eval.select_on == "val"
+        val = select if on_val else self._confusion(segmenter, step, None)
         result = {
             "step": step,
-            "select": self._select(segmenter, step, scored).tolist(),
-            "val": self._val(segmenter, step).tolist(),
+            "select": select.tolist(),
+            "val": val.tolist(),
             "losses": epoch.losses if epoch else {},
             "iterations": learner.plan.iterations,
             "images": len(self.job.plan[step].train),
@@ -242,26 +245,21 @@ class _Run:
             return scored
         return self._confusion(segmenter, step, rows)
 
-    def _val(self, segmenter: Segmenter, step: int) -> Tensor:
-        if self.recipe.eval.select_on == "val":
-            return self._select(segmenter, step, None)
-        return self._confusion(segmenter, step, self.job.plan[step].val, val=True)
-
     def _confusion(
-        self,
-        segmenter: Segmenter,
-        step: int,
-        rows: np.ndarray[Any, Any],
-        *,
-        val: bool = False,
+        self, segmenter: Segmenter, step: int, rows: np.ndarray[Any, Any] | None
     ) -> Tensor:
-        from_val = val or self.recipe.eval.select_on == "val"
+        """The confusion on some rows of what search looks at; None: on val, for the tables."""
         prepared = self.job.prepared
+        on_val = rows is None or self.recipe.eval.select_on == "val"
         labels = evaluation_labels(self.scenario, step, unseen=self.recipe.eval.unseen)
-        table = prepared.val if from_val else prepared.train
         return confusion_matrix(
             segmenter,
-            EvaluationImages(table, rows, labels, self.recipe.eval),
+            EvaluationImages(
+                prepared.val if on_val else prepared.train,
+                self.job.plan[step].val if rows is None else rows,
+                labels,
+                self.recipe.eval,
+            ),
             runtime=self.runtime,
             ranks=self.ranks,
             loader_workers=self.recipe.data.loader_workers,

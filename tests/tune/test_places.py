@@ -44,3 +44,17 @@ def test_a_home_that_cannot_be_written_is_refused(
     monkeypatch.setenv("UCD_RAY_HOME", str(tmp_path / "file" / "home"))
     with pytest.raises(StudyError, match=r"cannot write to '.*file/home'.*set UCD_RAY_HOME"):
         places()
+
+
+def test_a_relative_storage_is_made_absolute(
+    own_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UCD_RAY_STORAGE", "out")
+    assert places().steps == f"{Path.cwd()}/out/steps"
+
+
+def test_the_query_of_a_storage_url_stays_at_its_end(
+    own_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UCD_RAY_STORAGE", "s3://bucket/prefix?scheme=http&region=x")
+    assert places().runs == "s3://bucket/prefix/runs?scheme=http&region=x"

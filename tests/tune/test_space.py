@@ -288,3 +288,18 @@ def test_an_absent_or_binary_file_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match=r"binary\.yaml"):
         load_search_space(str(tmp_path / "binary.yaml"))
+
+
+def test_a_scenario_file_is_stored_by_content(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("dataset: shapes\nsteps: [[1, 2], [3]]\n")
+    spec = build_spec(space_for("shapes-8-4"), overrides={"scenario": str(path)})
+    path.write_text("dataset: shapes\nsteps: [[3], [1, 2]]\n")
+    again = StudySpec.model_validate_json(spec.model_dump_json())
+    assert again.base_recipe().scenario.steps == ((1, 2), (3,))
+    assert spec.name.startswith("mine-")
+
+
+def test_an_objective_over_later_classes_needs_a_second_step() -> None:
+    with pytest.raises(ConfigError, match="needs a second step"):
+        build_spec(space_for("shapes-8-4"), method="joint", objective="miou_old")

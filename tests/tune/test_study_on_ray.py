@@ -155,6 +155,21 @@ def test_a_killed_driver_goes_on_with_the_same_trials(home: Path) -> None:
     assert table.count("COMPLETE") >= 2
 
 
+def test_ctrl_c_ends_everything_and_the_same_command_goes_on(home: Path) -> None:
+    process = start(home, "--trials", "1")
+    read_until(process, r"trial 0 step 1 epoch 1/2")
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 130
+    assert "the same command goes on where it stopped" in output
+    assert "Traceback" not in output
+    again = start(home, "--trials", "1")
+    lines = read_until(again, "mIoU in percent on val")
+    assert again.wait(timeout=60) == 0
+    assert not any("base step" in line for line in lines)
+    assert "COMPLETE" in "\n".join(lines)
+
+
 def test_pruned_trials_leave_all_cpus_free(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import optuna
     import ray

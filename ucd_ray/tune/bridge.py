@@ -91,6 +91,11 @@ class TrialBook:
         """Trials that count: COMPLETE, PRUNED and FAIL."""
         return len(self.study.get_trials(deepcopy=False, states=FINISHED_STATES))
 
+    def finished_numbers(self) -> list[int]:
+        """Numbers of the finished trials."""
+        trials = self.study.get_trials(deepcopy=False, states=FINISHED_STATES)
+        return [trial.number for trial in trials]
+
     def states(self) -> Counter[str]:
         """Finished trials by state."""
         trials = self.study.get_trials(deepcopy=False, states=FINISHED_STATES)

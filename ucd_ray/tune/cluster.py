@@ -38,8 +38,10 @@ LEAN = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the driver; its trials are adopted later
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a worker without GPUs does not see any
 }
-"""Environment of driver and workers: the start of a Train run takes half the time with it."""
+"""Environment of driver and workers; the start of a Train run takes half the time with it."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,10 @@ def local_head(home: Path) -> Iterator[tuple[str, str]]:
 def _connected(address: str, dashboard: str | None, job: str) -> Iterator[Cluster]:
     import ray
 
+    if address == "auto":
+        from ray._private.services import canonicalize_bootstrap_address
+
+        address = canonicalize_bootstrap_address(address) or address
     # Workers must know their cluster: a stopped trial's resources leak if they cannot tell which
     # of several Ray instances on a host is theirs.
     environment = {**{key: os.environ[key] for key in LEAN}, "RAY_ADDRESS": address}
@@ -254,8 +260,12 @@ def _token(home: Path) -> dict[str, str]:
     try:
         home.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            with open(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600), "w") as file:
+            fresh = home / f"ray-token.{os.getpid()}"
+            with open(os.open(fresh, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600), "w") as file:
                 file.write(secrets.token_hex(32))
+            with contextlib.suppress(FileExistsError):  # another process was first
+                os.link(fresh, path)
+            fresh.unlink()
     except OSError as error:
         raise ClusterError(f"cannot write '{path}': {error.strerror}") from None
     return {"RAY_AUTH_TOKEN_PATH": str(path)}

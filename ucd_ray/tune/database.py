@@ -190,21 +190,19 @@ class Database:
             if taken.rowcount == 0:
                 raise StudyError(f"study '{name}' was just taken by another process")
 
-    def beat(self, name: str) -> None:
-        """Renews the claim."""
-        self._set_driver(name, heartbeat=time.time())
+    def beat(self, name: str) -> bool:
+        """Renews the claim.  Returns whether this process still holds it."""
+        return self._set_driver(name, heartbeat=time.time())
 
     def release(self, name: str) -> None:
         """Gives the claim back."""
         self._set_driver(name, driver=None, heartbeat=None)
 
-    def _set_driver(self, name: str, **values: Any) -> None:
+    def _set_driver(self, name: str, **values: Any) -> bool:
+        mine = (study_table.c.name == name) & (study_table.c.driver == json.dumps(_me()))
         with self.errors(), self.engine.begin() as connection:
-            connection.execute(
-                study_table.update()
-                .where(study_table.c.name == name, study_table.c.driver == json.dumps(_me()))
-                .values(**values)
-            )
+            done = connection.execute(study_table.update().where(mine).values(**values))
+        return done.rowcount == 1
 
     def add_step(self, study: str, number: int, report: dict[str, Any]) -> None:
         """Stores what was measured after a step; a repeated report replaces the earlier one."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ucd_ray.errors import ConfigError
+from ucd_ray.errors import ConfigError, TrainingDiverged, UcdRayError
 from ucd_ray.job import Job
 from ucd_ray.recipe import Recipe
 
@@ -73,57 +73,54 @@ def run_trial(config: dict[str, Any], executor: RunPerTrial) -> None:
     from ray.train.torch import TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    job = config.get("job") or executor.trial_job(config["number"], config["params"])
     gang = executor.gang
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config={"job": job},
-        scaling_config=ScalingConfig(
-            num_workers=gang.workers,
-            use_gpu=gang.gpus > 0,
-            resources_per_worker=gang.resources_per_worker(),
-        ),
-        run_config=RunConfig(
-            name="-".join(job.name),
-            storage_path=executor.storage,
-            failure_config=FailureConfig(max_failures=WORKER_RESTARTS),
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
-            callbacks=[TuneReportCallback()],
-        ),
-    )
     try:
-        trainer.fit()
-    except Exception as error:  # whatever Train, or a worker below it, raises
-        failure = {"kind": "failed", "code": "ERROR", "reason": root_cause(error)}
-        tune.report(pack(failure))
+        job = config.get("job") or executor.trial_job(config["number"], config["params"])
+        TorchTrainer(
+            train_worker,
+            train_loop_config={"job": job},
+            scaling_config=ScalingConfig(
+                num_workers=gang.workers,
+                use_gpu=gang.gpus > 0,
+                resources_per_worker=gang.resources_per_worker(),
+            ),
+            run_config=RunConfig(
+                name="-".join(job.name),
+                storage_path=executor.storage,
+                failure_config=FailureConfig(max_failures=WORKER_RESTARTS),
+                checkpoint_config=CheckpointConfig(num_to_keep=1),
+                callbacks=[TuneReportCallback()],
+            ),
+        ).fit()
+    except Exception as error:  # a refused recipe, or whatever Train or a worker below it raises
+        tune.report(pack(failure(error)))
 
 
 def train_worker(config: dict[str, Any]) -> None:
     """One training worker: what Ray Train runs on every rank."""
-    from ucd_ray.errors import UcdRayError
     from ucd_ray.train import train_run
 
     context, job = RayContext(config["job"]), config["job"]
     try:
         reports = train_run(job, context)
-    except UcdRayError as error:  # the same on all ranks; trying again would not help
-        context.report({"kind": "failed", "code": failure_code(error), "reason": str(error)})
-        return
     except Exception as error:
-        if context.ranks.world_size > 1:  # the other ranks wait in a collective: Train ends them
+        everywhere = isinstance(error, TrainingDiverged) or context.ranks.world_size == 1
+        if not everywhere:  # the other ranks wait in a collective: Train ends them
             raise
-        context.report({"kind": "failed", "code": "ERROR", "reason": root_cause(error)})
+        context.report(failure(error))
         return
     context.report({"kind": "done", "value": reports[-1]["value"]})
     if context.ranks.rank == 0:
         context.checkpoint.clear()
 
 
-def failure_code(error: Exception) -> str:
-    """The reason code of a trial that failed with `error`."""
-    from ucd_ray.errors import TrainingDiverged
-
-    return "NAN" if isinstance(error, TrainingDiverged) else "USER_ERROR"
+def failure(error: Exception) -> dict[str, Any]:
+    """The report of a run that `error` ended."""
+    if isinstance(error, TrainingDiverged):
+        return {"kind": "failed", "code": "NAN", "reason": str(error)}
+    if isinstance(error, UcdRayError):
+        return {"kind": "failed", "code": "USER_ERROR", "reason": str(error)}
+    return {"kind": "failed", "code": "ERROR", "reason": root_cause(error)}
 
 
 def root_cause(error: BaseException) -> str:

@@ -20,17 +20,23 @@ class Places:
     @property
     def steps(self) -> str:
         """The step cache."""
-        return f"{self.storage}/steps"
+        return below(self.storage, "steps")
 
     @property
     def runs(self) -> str:
         """Checkpoints of open trials."""
-        return f"{self.storage}/runs"
+        return below(self.storage, "runs")
 
     @property
     def data(self) -> Path:
         """Prepared data sets."""
         return self.home / "data"
+
+
+def below(storage: str, name: str) -> str:
+    """A directory below a path or URL; the URL's query stays at the end."""
+    base, mark, query = storage.partition("?")
+    return f"{base.rstrip('/')}/{name}{mark}{query}"
 
 
 def places() -> Places:
@@ -49,8 +55,11 @@ def places() -> Places:
         raise StudyError(
             f"cannot write to '{home}': {error.strerror}; set UCD_RAY_HOME to a writable directory"
         ) from None
+    storage = os.environ.get("UCD_RAY_STORAGE") or str(home)
+    if "://" not in storage:  # workers have other working directories
+        storage = str(Path(storage).expanduser().absolute())
     return Places(
         home=home,
         database=os.environ.get("UCD_RAY_DATABASE") or f"sqlite:///{home}/studies.db",
-        storage=os.environ.get("UCD_RAY_STORAGE") or str(home),
+        storage=storage,
     )

@@ -37,14 +37,11 @@ def trials_table(database: Database, name: str) -> pa.Table:
         names = [row.name for row in database.studies()]
         hint = did_you_mean(name, names) if names else "no study has been started yet"
         raise StudyError(f"no study '{name}' in '{database.shown}'; {hint}")
-    storage = database.optuna_storage()
-    trials: list[optuna.trial.FrozenTrial] = []
-    for summary_name in (name,):
-        try:
-            study = optuna.load_study(study_name=summary_name, storage=storage)
-        except KeyError:  # registered, but its driver died before it asked for a trial
-            continue
+    try:
+        study = optuna.load_study(study_name=name, storage=database.optuna_storage())
         trials = study.get_trials(deepcopy=False)
+    except KeyError:  # registered, but its driver died before it asked for a trial
+        trials = []
     measured = _measured(database, name)
     about = database.about(name)
     keys = sorted({key for trial in trials for key in trial.params} | set(spec["search"]))

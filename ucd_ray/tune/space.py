@@ -20,6 +20,7 @@ from ucd_ray.config import SECTIONS, Config
 from ucd_ray.errors import ConfigError, did_you_mean
 from ucd_ray.methods import METHODS
 from ucd_ray.recipe import Recipe, check_key, describe, method_keys
+from ucd_ray.scenarios import read_scenario
 
 Value = str | int | float | bool | None | list[float] | dict[str, Any]
 SAMPLERS = ("tpe", "random")
@@ -179,6 +180,9 @@ class StudySpec(Config):
                 raise ConfigError(
                     f"first value of '{key}' ({first}) is outside of its search range"
                 )
+        added = ("miou_old", "miou_added")
+        if len(recipe.steps.steps) == 1 and self.objective.removesuffix("_bg") in added:
+            raise ConfigError(f"objective '{self.objective}' needs a second step; there is one")
         if recipe.steps.background is False and self.objective.endswith("_bg"):
             raise ConfigError(
                 f"objective '{self.objective}': {recipe.scenario.dataset} does not score background"
@@ -259,6 +263,8 @@ def build_spec(
         raise ConfigError(f"unknown method '{method}'; {did_you_mean(str(method), METHODS)}")
     part = space.part(method)
     recipe = {"scenario": space.scenario, **part.recipe, **overrides, "method": method}
+    if str(recipe["scenario"]).endswith((".yaml", ".yml")):  # the file may change or move
+        recipe["scenario"] = read_scenario(Path(recipe["scenario"])).model_dump(mode="json")
     search = {key: parameter for key, parameter in part.search.items() if key not in overrides}
     values: dict[str, Any] = {
         "name": name or default_name(recipe),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import threading
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import pyarrow as pa
 from pydantic import ValidationError
 from rich.console import Console
 
-from ucd_ray.checkpoint import StepCache, Store
+from ucd_ray.checkpoint import StepCache, Store, TrialStore
 from ucd_ray.errors import ConfigError, StudyError
 from ucd_ray.job import Job
 from ucd_ray.recipe import Recipe, describe, micro_batches
@@ -61,6 +62,7 @@ def run_study(
     register(database, spec, recipe)
     database.claim(spec.name)
     with _claimed(database, spec.name):
+        database.save_spec(spec.name, spec.model_dump_json(), facts(spec, recipe))
         book = _open_book(spec, database)
         if book.finished() < spec.trials or book.adopted:
             with Progress(spec, console, finished=book.states(), best=book.best()) as progress:
@@ -85,7 +87,13 @@ def register(database: Database, spec: StudySpec, recipe: Recipe) -> None:
                 f"study '{spec.name}' exists with another spec; differing: {'; '.join(differing)}. "
                 "Choose another --name, or start it with the same values"
             )
-    about = {
+    else:
+        database.save_spec(spec.name, spec.model_dump_json(), facts(spec, recipe))
+
+
+def facts(spec: StudySpec, recipe: Recipe) -> dict[str, Any]:
+    """What tables say about a study."""
+    return {
         "scenario": recipe.scenario.name,
         "setting": recipe.setting,
         "method": recipe.method,
@@ -94,7 +102,6 @@ def register(database: Database, spec: StudySpec, recipe: Recipe) -> None:
         "steps": len(recipe.steps.steps),
         "background": recipe.scenario.background,
     }
-    database.save_spec(spec.name, spec.model_dump_json(), about)
 
 
 def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
@@ -123,17 +130,23 @@ def _show(value: Any) -> str:
 @contextlib.contextmanager
 def _claimed(database: Database, name: str) -> Iterator[None]:
     """Renews the claim on a study in the background and gives it back at the end."""
-    done = threading.Event()
+    done, lost = threading.Event(), threading.Event()
 
     def beat() -> None:
         while not done.wait(BEAT_S):
             with contextlib.suppress(StudyError):  # tried again in BEAT_S
-                database.beat(name)
+                if not database.beat(name):
+                    lost.set()
+                    return _thread.interrupt_main()
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
     try:
         yield
+    except KeyboardInterrupt:
+        if lost.is_set():
+            raise StudyError(f"study '{name}' was taken over by another process") from None
+        raise
     finally:
         done.set()
         thread.join()
@@ -163,6 +176,13 @@ def _drive(
         limit = spec.max_concurrent or cluster.concurrent_trials(gang)
         progress.say(f"{limit} trial(s) at a time, {gang.workers} worker(s) each")
         _run_trials(executor, book, limit, spec.name)
+        for number in book.finished_numbers():  # a stopped worker may have saved once more
+            _checkpoint(job, number).clear()
+
+
+def _checkpoint(job: Job, number: int) -> TrialStore:
+    """The checkpoint of a trial, which nobody needs once the trial is finished."""
+    return TrialStore(Store(job.store), *job.name[:-1], str(number))
 
 
 def _base_is_cached(job: Job, gang: Gang) -> bool:
@@ -195,7 +215,7 @@ def _run_trials(executor: RunPerTrial, book: Any, limit: int, name: str) -> None
     with quiet_tune():
         from ray import tune
 
-        tune.Tuner(
+        tuner = tune.Tuner(
             executor.trainable(),
             tune_config=tune.TuneConfig(
                 num_samples=-1,
@@ -205,7 +225,12 @@ def _run_trials(executor: RunPerTrial, book: Any, limit: int, name: str) -> None
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
             run_config=tune_run_config(executor.storage, name),
-        ).fit()
+        )
+        try:
+            tuner.fit()
+        except tune.TuneError as error:  # most likely the database failed inside a callback
+            cause = str(error).strip().splitlines()[-1]
+            raise StudyError(f"study '{name}' stopped: {cause}; the same command goes on") from None
 
 
 def stored_spec(name: str) -> StudySpec:
