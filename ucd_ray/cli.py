@@ -27,6 +27,7 @@ study_app = typer.Typer(help="Look at studies and go on with them.", no_args_is_
 app.add_typer(data_app, name="data")
 app.add_typer(study_app, name="study")
 
+INTERRUPTED = 130  # what typer exits with after Ctrl-C
 WIDE = 200  # columns of a table that goes to a file or pipe
 console = Console(width=None if sys.stdout.isatty() else WIDE)
 
@@ -67,9 +68,10 @@ def main() -> None:
     except UcdRayError as error:
         Console(stderr=True, soft_wrap=True).print(f"error: {error}", markup=False, highlight=False)
         sys.exit(2)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("stopped; the same command goes on where it stopped")
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            Console(stderr=True).print("stopped; the same command goes on where it stopped")
+        raise
 
 
 @app.command()
