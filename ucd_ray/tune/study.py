@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from ucd_ray.checkpoint import StepCache, Store, TrialStore
-from ucd_ray.errors import ConfigError, StudyError
+from ucd_ray.errors import CheckpointError, ConfigError, StudyError
 from ucd_ray.job import Job
 from ucd_ray.recipe import Recipe, describe, micro_batches
 from ucd_ray.tune.cluster import check_local, connect, private_head_needed
@@ -176,13 +176,14 @@ def _drive(
         limit = spec.max_concurrent or cluster.concurrent_trials(gang)
         progress.say(f"{limit} trial(s) at a time, {gang.workers} worker(s) each")
         _run_trials(executor, book, limit, spec.name)
-        for number in book.finished_numbers():  # a stopped worker may have saved once more
-            _checkpoint(job, number).clear()
+        for number in book.finished_numbers():
+            _forget_checkpoint(job, number)
 
 
-def _checkpoint(job: Job, number: int) -> TrialStore:
-    """The checkpoint of a trial, which nobody needs once the trial is finished."""
-    return TrialStore(Store(job.store), *job.name[:-1], str(number))
+def _forget_checkpoint(job: Job, number: int) -> None:
+    """Removes the checkpoint of a finished trial, unless its stopped worker is just writing it."""
+    with contextlib.suppress(CheckpointError):
+        TrialStore(Store(job.store), *job.name[:-1], str(number)).clear()
 
 
 def _base_is_cached(job: Job, gang: Gang) -> bool:
