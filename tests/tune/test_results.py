@@ -196,3 +196,21 @@ def test_states_are_shown_in_our_words() -> None:
     assert [shown_state(name) for name in names] == [
         *("COMPLETE", "PRUNED", "RUNNING", "FAILED", "QUEUED"),
     ]
+
+
+def test_a_pruned_trial_has_no_value_and_stands_below_the_complete_ones(tmp_path: Path) -> None:
+    book = open_book(tmp_path)
+    book.database.save_spec("study", book.spec.model_dump_json(), ABOUT)
+    for number in (0, 1):
+        book.next_trial()
+        book.report(number, {"kind": "epoch", "value": 90.0 * number, "rung": 1})
+    book.report(0, {"kind": "done", "value": 44.0})
+    book.reasons[1] = ("PRUNER", "weaker than the median of earlier trials at epoch 1")
+    book.close(0)
+    book.close(1)
+    rows = trials_table(book.database, "study").to_pylist()
+    assert [(row["state"], row["value"]) for row in rows] == [("COMPLETE", 44.0), ("PRUNED", None)]
+    text = Console(width=200, record=True, file=io.StringIO())
+    text.print(render(trials_table(book.database, "study"), "t"))
+    shown = text.export_text()
+    assert shown.index("COMPLETE") < shown.index("PRUNED")

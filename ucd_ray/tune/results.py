@@ -85,7 +85,8 @@ def _row(
     row: dict[str, Any] = {
         "number": trial.number,
         "state": shown_state(trial.state.name),
-        "value": trial.values[0] if trial.values else None,
+        # Optuna keeps a pruned trial's last intermediate value: no result of a whole run.
+        "value": trial.value if trial.state.name == "COMPLETE" else None,
         "seconds": trial.user_attrs.get("seconds"),
         "code": trial.user_attrs.get("code"),
         "reason": trial.user_attrs.get("reason"),
@@ -129,8 +130,10 @@ def render(table: pa.Table, title: str) -> Table:
     names = [n for n in names if n not in FINAL_METRICS or n == "forgetting"]
     names = [n for n in names if n != "step0_miou_old" and n != "step0_miou_new"] + ["reason"]
     for name in names:
+        header = name.replace("_miou_", "\n").replace(".", ".\n")
+        words = name == "reason"
         shown.add_column(
-            name.replace("_miou_", "\n"), justify="right" if name != "reason" else "left"
+            header, justify="left" if words else "right", min_width=24 if words else None
         )
     for row in sorted(table.to_pylist(), key=lambda r: (r["value"] is None, -(r["value"] or 0))):
         shown.add_row(*(_cell(row[name], name) for name in names))
