@@ -22,7 +22,7 @@ from alembic import command
 from alembic.config import Config as AlembicConfig
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
-from ucd_ray.errors import StudyError
+from ucd_ray.errors import StudyError, did_you_mean
 
 LEASE_S = 30.0  # a driver on another host that was silent for longer is dead
 
@@ -140,6 +140,15 @@ class Database:
                 sa.select(study_table.c.spec).where(study_table.c.name == name)
             ).first()
         return None if row is None else json.loads(row.spec)
+
+    def stored_spec(self, name: str) -> dict[str, Any]:
+        """The stored spec of a study.  Raises StudyError if there is none."""
+        spec = self.spec(name)
+        if spec is None:
+            names = [row.name for row in self.studies()]
+            hint = did_you_mean(name, names) if names else "no study has been started yet"
+            raise StudyError(f"no study '{name}' in '{self.shown}'; {hint}")
+        return spec
 
     def save_spec(self, name: str, spec: str, about: dict[str, Any]) -> None:
         """Creates or updates the row of a study."""

@@ -13,7 +13,7 @@ import pyarrow.parquet
 import sqlalchemy as sa
 from rich.table import Table
 
-from ucd_ray.errors import ConfigError, StudyError, did_you_mean
+from ucd_ray.errors import ConfigError, did_you_mean
 from ucd_ray.tune.database import Database, metric_table, step_table
 from ucd_ray.tune.progress import short, shown_state
 
@@ -32,11 +32,7 @@ def trials_table(database: Database, name: str) -> pa.Table:
     """
     import optuna
 
-    spec = database.spec(name)
-    if spec is None:
-        names = [row.name for row in database.studies()]
-        hint = did_you_mean(name, names) if names else "no study has been started yet"
-        raise StudyError(f"no study '{name}' in '{database.shown}'; {hint}")
+    spec = database.stored_spec(name)
     try:
         study = optuna.load_study(study_name=name, storage=database.optuna_storage())
         trials = study.get_trials(deepcopy=False)

@@ -236,14 +236,7 @@ def _run_trials(executor: RunPerTrial, book: Any, limit: int, name: str) -> None
 
 def stored_spec(name: str) -> StudySpec:
     """The spec of a study that was started before.  Raises StudyError."""
-    from ucd_ray.errors import did_you_mean
-
-    database = Database(places().database)
-    stored = database.spec(name)
-    if stored is None:
-        names = [row.name for row in database.studies()]
-        hint = did_you_mean(name, names) if names else "no study has been started yet"
-        raise StudyError(f"no study '{name}' in '{database.shown}'; {hint}")
+    stored = Database(places().database).stored_spec(name)
     try:
         return StudySpec.model_validate(stored)
     except ValidationError as error:
