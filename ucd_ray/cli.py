@@ -112,21 +112,17 @@ def tune(
 
     _one_of("format", output, FORMATS)
     found = space_of(scenario, space, generated=data == "generated")
-    overrides = _overrides(
+    overrides = _run_values(
         values,
-        **_given(
-            {
-                "data.source": _path(data),
-                "model.weights": _path(weights),
-                "model.weights_mean": _triple("--weights-mean", weights_mean),
-                "model.weights_std": _triple("--weights-std", weights_std),
-                "setting": setting,
-                "eval.select_on": select_on,
-                "data.split_lists": _path(split_lists),
-                "seed": seed,
-                "compute.deterministic": deterministic or None,
-            }
-        ),
+        data=data,
+        weights=weights,
+        weights_mean=weights_mean,
+        weights_std=weights_std,
+        setting=setting,
+        select_on=select_on,
+        split_lists=split_lists,
+        seed=seed,
+        deterministic=deterministic,
     )
     spec = build_spec(
         found,
@@ -171,21 +167,17 @@ def train(
     from ucd_ray.tune.run import plan_table, result_table, run
     from ucd_ray.tune.space import build_spec, space_of
 
-    overrides = _overrides(
+    overrides = _run_values(
         values,
-        **_given(
-            {
-                "data.source": _path(data),
-                "model.weights": _path(weights),
-                "model.weights_mean": _triple("--weights-mean", weights_mean),
-                "model.weights_std": _triple("--weights-std", weights_std),
-                "setting": setting,
-                "eval.select_on": select_on,
-                "data.split_lists": _path(split_lists),
-                "seed": seed,
-                "compute.deterministic": deterministic or None,
-            }
-        ),
+        data=data,
+        weights=weights,
+        weights_mean=weights_mean,
+        weights_std=weights_std,
+        setting=setting,
+        select_on=select_on,
+        split_lists=split_lists,
+        seed=seed,
+        deterministic=deterministic,
     )
     space = space_of(scenario, None, generated=data == "generated")
     spec = build_spec(space, method=method, overrides=overrides, workers=workers)
@@ -320,6 +312,35 @@ def _show(table: Any, name: str, output: str, out: Path | None) -> None:
         sys.stdout.buffer.flush()
 
 
+def _run_values(
+    values: list[str] | None,
+    *,
+    data: str | None,
+    weights: str | None,
+    weights_mean: str | None,
+    weights_std: str | None,
+    setting: str | None,
+    select_on: str | None,
+    split_lists: str | None,
+    seed: int | None,
+    deterministic: bool,
+) -> dict[str, Any]:
+    """Flat values of the options that every training command has, and of its --set options."""
+    options = {
+        "data.source": _path(data),
+        "model.weights": _path(weights),
+        "model.weights_mean": _triple("--weights-mean", weights_mean),
+        "model.weights_std": _triple("--weights-std", weights_std),
+        "setting": setting,
+        "eval.select_on": select_on,
+        "data.split_lists": _path(split_lists),
+        "seed": seed,
+        "compute.deterministic": deterministic or None,
+    }
+    given = {key: value for key, value in options.items() if value is not None}
+    return _overrides(values, **given)
+
+
 def _overrides(values: list[str] | None, **given: Any) -> dict[str, Any]:
     """Flat values of repeated --set options, and of the options that stand for a key."""
     merged = dict(given)
@@ -340,10 +361,6 @@ def parse_value(text: str) -> Any:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError):  # ValueError: it looks like a date and is none
         return text
-
-
-def _given(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value is not None}
 
 
 def _path(value: str | None) -> str | None:
