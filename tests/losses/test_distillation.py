@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import product
 from typing import Any
 
 import pytest
@@ -16,11 +15,14 @@ from ucd_ray.losses import (
     feature_distillation,
     output_distillation,
     similarity_distillation,
+    unbiased_binary_distillation,
     unbiased_distillation,
 )
 
 NUM_OLD, NUM_NEW = 3, 2
-LOSSES = [output_distillation, unbiased_distillation]
+SOFTMAX = [output_distillation, unbiased_distillation]
+SIGMOID = [binary_distillation, unbiased_binary_distillation]
+LOSSES = [*SOFTMAX, *SIGMOID]
 Loss = Callable[..., Tensor]
 
 
@@ -31,6 +33,43 @@ def sample(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     return new.to(dtype).requires_grad_(), old.to(dtype)
 
 
+def output_pixel(student: Tensor, teacher: Tensor) -> Tensor:
+    q, p = student[:NUM_OLD].exp(), teacher.exp()
+    return sum(-p[c] / p.sum() * torch.log(q[c] / q.sum()) for c in range(NUM_OLD))  # type: ignore[return-value]
+
+
+def unbiased_pixel(student: Tensor, teacher: Tensor) -> Tensor:
+    q, p = student.exp() / student.exp().sum(), teacher.exp()
+    q = torch.stack([q[0] + q[NUM_OLD:].sum(), *q[1:NUM_OLD]])
+    return sum(-p[c] / p.sum() * torch.log(q[c]) for c in range(NUM_OLD))  # type: ignore[return-value]
+
+
+def binary(odds: Tensor, target: Tensor) -> Tensor:
+    return -target * odds.log() - (1 - target) * (1 - odds).log()
+
+
+def binary_pixel(student: Tensor, teacher: Tensor) -> Tensor:
+    s, t = torch.sigmoid(student), torch.sigmoid(teacher)
+    return torch.stack([binary(s[c], t[c]) for c in range(NUM_OLD)]).sum()
+
+
+def unbiased_binary_pixel(student: Tensor, teacher: Tensor) -> Tensor:
+    s, t = torch.sigmoid(student), torch.sigmoid(teacher)
+    none = 1 - s[0]
+    for c in range(NUM_OLD, NUM_OLD + NUM_NEW):
+        none = none * (1 - s[c])
+    others = [binary(s[c], t[c]) for c in range(1, NUM_OLD)]
+    return torch.stack([binary(1 - none, t[0]), *others]).sum()
+
+
+PIXELS: dict[Loss, Callable[[Tensor, Tensor], Tensor]] = {
+    output_distillation: output_pixel,
+    unbiased_distillation: unbiased_pixel,
+    binary_distillation: binary_pixel,
+    unbiased_binary_distillation: unbiased_binary_pixel,
+}
+
+
 def by_loops(
     loss: Loss, new: Tensor, old: Tensor, alpha: float = 1.0, temperature: float = 1.0
 ) -> Tensor:
@@ -39,17 +78,11 @@ def by_loops(
     for b in range(new.shape[0]):
         for y in range(new.shape[2]):
             for x in range(new.shape[3]):
-                teacher = (alpha * old[b, :, y, x] / temperature).exp()
-                student = (new[b, :, y, x] / temperature).exp()
-                value = new.new_zeros(())
-                for c in range(NUM_OLD):
-                    if loss is output_distillation:
-                        q = student[c] / student[:NUM_OLD].sum()
-                    else:
-                        extra = student[NUM_OLD:].sum() if c == 0 else 0.0
-                        q = (student[c] + extra) / student.sum()
-                    value = value - teacher[c] / teacher.sum() * torch.log(q)
-                rows.append(value * temperature**2 / NUM_OLD)
+                student, teacher = (
+                    new[b, :, y, x] / temperature,
+                    alpha * old[b, :, y, x] / temperature,
+                )
+                rows.append(PIXELS[loss](student, teacher) * temperature**2 / NUM_OLD)
     return torch.stack(rows).reshape(new.shape[0], *new.shape[2:])
 
 
@@ -121,15 +154,14 @@ def test_unbiased_kd_does_not_care_how_background_splits_into_new_classes() -> N
     assert unbiased_distillation(new, old).item() == pytest.approx(alone.item())
 
 
-def test_both_are_the_same_without_new_classes() -> None:
+@pytest.mark.parametrize(("plain", "unbiased"), [SOFTMAX, SIGMOID])
+def test_plain_and_unbiased_are_the_same_without_new_classes(plain: Loss, unbiased: Loss) -> None:
     new, old = sample()
     new = new[:, :NUM_OLD]
-    assert unbiased_distillation(new, old).item() == pytest.approx(
-        output_distillation(new, old).item()
-    )
+    torch.testing.assert_close(unbiased(new, old), plain(new, old), rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", SOFTMAX)
 def test_infinite_temperature_matches_centred_logits_by_squares(loss: Loss) -> None:
     """T^2 (cross-entropy - entropy) tends to half the variance of the logit difference."""
     new, old = sample()
@@ -148,9 +180,10 @@ def test_alpha_sharpens_the_teacher_to_its_argmax() -> None:
     assert output_distillation(new, old, alpha=1e4).item() == pytest.approx(hard.item())
 
 
-def test_output_distillation_gives_new_channels_no_gradient() -> None:
+@pytest.mark.parametrize("loss", [output_distillation, binary_distillation])
+def test_plain_distillation_gives_new_channels_no_gradient(loss: Loss) -> None:
     new, old = sample()
-    (gradient,) = torch.autograd.grad(output_distillation(new, old), new)
+    (gradient,) = torch.autograd.grad(loss(new, old), new)
     assert (gradient[:, NUM_OLD:] == 0).all()
     assert (gradient[:, :NUM_OLD] != 0).all()
 
@@ -221,19 +254,33 @@ def test_more_old_than_new_channels_are_refused(loss: Loss) -> None:
         loss(old, new)
 
 
-def test_binary_distillation_and_its_gradient_equal_loops_over_elements() -> None:
+def test_the_published_class_sum_is_num_old_times_the_mean() -> None:
     new, old = sample()
-    actual = binary_distillation(new, old)
-    total = new.new_zeros(())
-    for b, c, y, x in product(*map(range, old.shape)):
-        target, logit = torch.sigmoid(old[b, c, y, x]), new[b, c, y, x]
-        odds = torch.sigmoid(logit)
-        total = total - target * odds.log() - (1 - target) * (1 - odds).log()
-    expected = total / (old.shape[0] * old.shape[2] * old.shape[3])
-    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
-    (gradient,) = torch.autograd.grad(actual, new)
-    (expected_gradient,) = torch.autograd.grad(expected, new)
-    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-10, atol=1e-10)
+    entropies = torch.nn.functional.binary_cross_entropy_with_logits(
+        new[:, :NUM_OLD], old.sigmoid(), reduction="none"
+    )
+    published = entropies.sum(dim=1).mean()
+    assert NUM_OLD * binary_distillation(new, old).item() == pytest.approx(published.item(), 1e-12)
+
+
+def test_unbiased_sigmoids_do_not_care_which_new_class_explains_the_old_background() -> None:
+    new, old = sample()
+    swapped = new[:, [3, 1, 2, 0, 4]]
+    assert unbiased_binary_distillation(swapped, old).item() == pytest.approx(
+        unbiased_binary_distillation(new, old).item(), rel=1e-12
+    )
+
+
+@pytest.mark.parametrize("magnitude", [-200.0, 200.0])
+def test_unbiased_sigmoids_do_not_underflow(magnitude: float) -> None:
+    """All of background and new classes off, or on: the exact cost of the opposite target."""
+    new = torch.full((1, 3, 1, 1), magnitude, requires_grad=True)
+    loss = unbiased_binary_distillation(new, torch.full((1, 1, 1, 1), -magnitude))
+    expected = 200 - torch.tensor(3.0).log() if magnitude < 0 else torch.tensor(600.0)
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+    (gradient,) = torch.autograd.grad(loss, new)
+    share = -1 / 3 if magnitude < 0 else 1.0
+    torch.testing.assert_close(gradient, torch.full_like(gradient, share), rtol=1e-5, atol=0)
 
 
 def test_similarity_distillation_and_its_gradient_equal_loops_over_image_pairs() -> None:
@@ -262,3 +309,48 @@ def test_similarity_of_one_image_is_zero_and_connected() -> None:
     assert value.item() == pytest.approx(0, abs=1e-10)
     assert new.grad is not None
     assert new.grad.isfinite().all()
+
+
+def test_similarity_of_large_half_precision_features_is_finite() -> None:
+    new = torch.full((2, 4, 8, 8), 200.0, dtype=torch.float16, requires_grad=True)
+    with torch.autocast("cpu", torch.float16):
+        value = similarity_distillation(new, torch.ones_like(new))
+    value.backward()  # type: ignore[no-untyped-call]
+    assert value.isfinite()
+    assert new.grad is not None
+    assert new.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("knob", ["alpha", "temperature"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_alpha_and_temperature_not_above_zero_are_refused(
+    loss: Loss, knob: str, value: float
+) -> None:
+    with pytest.raises(ConfigError, match=rf"{knob} \({value}\) must be a finite number above 0"):
+        loss(*sample(), **{knob: value})
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_logits_of_other_shapes_are_refused(loss: Loss) -> None:
+    new, old = sample()
+    with pytest.raises(
+        ConfigError, match=r"new_logits has the shape \[5, 3, 4\]; it must be \[B, C, H, W\]"
+    ):
+        loss(new[0], old[0])
+    with pytest.raises(
+        ConfigError,
+        match=r"old_logits has the shape \[2, 3, 3, 2\]; it must be \[2, num_old, 3, 4\]",
+    ):
+        loss(new, old[..., :2])
+
+
+@pytest.mark.parametrize("loss", [feature_distillation, similarity_distillation])
+def test_features_of_unequal_shapes_are_refused(loss: Loss) -> None:
+    new, old = sample()
+    with pytest.raises(
+        ConfigError, match=r"old_features has the shape \[2, 3, 3, 4\]; it must be \[2, 5, 3, 4\]"
+    ):
+        loss(new, old)
+    with pytest.raises(ConfigError, match=r"new_features has the shape \[2\]; it must be \[B, D"):
+        loss(new[:, 0, 0, 0], old)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ucd_ray.errors import ConfigError
-from ucd_ray.losses.common import in_full_precision
+from ucd_ray.losses.common import check_num_old, check_shape, in_full_precision
 
 
 def local_pod(
@@ -22,18 +22,41 @@ def local_pod(
     one of the scale x scale regions, the means over its width and over its height. The factor,
     sqrt(C_now / N) and the mean over maps belong to the caller. If a scale does not divide a side,
     some regions are one pixel longer, so that every pixel counts.
-    Raises ConfigError for lists of unequal length or a map smaller than the largest scale.
+    A mean over images: with equally large shares of a batch, the mean of the ranks' gradients is
+    the gradient of the whole batch.
+    Raises ConfigError for lists of unequal length, pairs of unequal shapes, scales below 1 or a map
+    smaller than the largest scale.
     """
     if len(new_maps) != len(old_maps):
         raise ConfigError(
             f"local_pod compares maps pairwise, but got {len(new_maps)} new and "
             f"{len(old_maps)} old ones"
         )
+    if not scales or min(scales) < 1:
+        raise ConfigError(f"scales ({list(scales)}) must be numbers of strips from 1 on: [1, 2, 4]")
+    for position, (new, old) in enumerate(zip(new_maps, old_maps, strict=True)):
+        check_shape(f"new_maps[{position}]", new, "B", "C", "h", "w")
+        check_shape(f"old_maps[{position}]", old, *new.shape)
     # vector_norm's gradient is 0 where the models agree; a square root's would be NaN.
     return [
         torch.linalg.vector_norm(_embed(new, scales) - _embed(old.detach(), scales), dim=1).mean()
         for new, old in zip(new_maps, old_maps, strict=True)
     ]
+
+
+def background_sum(logits: Tensor, num_old: int) -> Tensor:
+    """The new model's logits with the channels of the old: PLOP compares small logits like this.
+
+    logits: [B, C, h, w]
+    Returns [B, num_old, h, w]: the logits (not the probabilities) of all new classes are added to
+    the background's, the old classes' stay.
+    Raises ConfigError for another shape or an impossible num_old.
+    """
+    check_shape("logits", logits, "B", "C", "h", "w")
+    check_num_old(num_old, logits.shape[1])
+    logits = in_full_precision(logits)
+    background = logits[:, :1] + logits[:, num_old:].sum(dim=1, keepdim=True)
+    return torch.cat([background, logits[:, 1:num_old]], dim=1)
 
 
 def _embed(maps: Tensor, scales: Sequence[int]) -> Tensor:

@@ -2,6 +2,11 @@
 
 Positions that take no part carry class 255; whether background is one of them is up to the caller.
 All functions return 0, still connected to the features, where no class takes part.
+
+All are batch-level: they count the classes and positions of one rank's share of the batch, and
+classes weigh the same whatever their number of positions, so the mean of the ranks' gradients is not
+that of the whole batch.  A rank where nothing takes part adds a zero gradient to that mean.
+Other shapes, and on the CPU classes without a prototype, raise ConfigError.
 """
 
 from __future__ import annotations
@@ -9,8 +14,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ucd_ray.losses.common import in_full_precision
+from ucd_ray.losses.common import check_choice, check_labels, check_shape, in_full_precision
 
+FORMS = ("standard", "authors")
 IGNORED = 255
 MIN_DISTANCE = 1e-6
 
@@ -22,7 +28,7 @@ def class_means(features: Tensor, classes: Tensor, *, num_classes: int) -> tuple
     classes: [B, h, w] int64 below num_classes, or 255
     Returns [num_classes, D], zero for absent classes, and [num_classes] int64.
     """
-    vectors, labels = _labelled(features, classes)
+    vectors, labels = _labelled(features, classes, num_classes)
     counts = labels.bincount(minlength=num_classes)
     sums = vectors.new_zeros(num_classes, vectors.shape[1]).index_add(0, labels, vectors)
     return sums / counts.clamp(min=1)[:, None], counts
@@ -34,22 +40,38 @@ def prototype_matching(means: Tensor, prototypes: Tensor, present: Tensor) -> Te
     means, prototypes: [C, D], no gradient to the prototypes
     present: [C] bool, the old classes that are in the batch
     """
+    check_shape("means", means, "C", "D")
+    check_shape("prototypes", prototypes, *means.shape)
+    check_shape("present", present, len(means))
     errors = (means - prototypes.detach().to(means.dtype)).square().mean(dim=1)
     return errors[present].sum() / present.sum().clamp(min=1)
 
 
-def attraction(features: Tensor, classes: Tensor, prototypes: Tensor) -> Tensor:
+def attraction(
+    features: Tensor, classes: Tensor, prototypes: Tensor, *, form: str = "standard"
+) -> Tensor:
     """Mean over present classes of the mean squared error of their positions to the prototype.
 
     features: [B, D, h, w]
     classes: [B, h, w] int64, rows of `prototypes`, or 255
     prototypes: [C, D], no gradient
-    Published code divides by the number of classes once per class; here it happens once.
+    form: "authors" divides as the published code does, the running sum by the number n of present
+        classes after every class in ascending order: the k-th of them is divided by n^(n-k+1)
+    Raises ConfigError for an unknown form, too.
     """
-    vectors, labels = _labelled(features, classes)
-    errors = (vectors - prototypes.detach().to(vectors.dtype)[labels]).square().mean(dim=1)
-    counts = labels.bincount()
-    return (errors / counts[labels]).sum() / (counts > 0).sum().clamp(min=1)
+    check_choice("form", form, FORMS)
+    check_shape("prototypes", prototypes, "C", features.shape[1])
+    vectors, labels = _labelled(features, classes, len(prototypes))
+    squares = (vectors - prototypes.detach().to(vectors.dtype)[labels]).square().mean(dim=1)
+    counts = labels.bincount(minlength=len(prototypes))
+    errors = squares.new_zeros(len(prototypes)).index_add(0, labels, squares)
+    errors = errors / counts.clamp(min=1)
+    present = counts > 0
+    num_present = present.sum().clamp(min=1)
+    if form == "standard":
+        return errors.sum() / num_present
+    divisions = num_present - present.cumsum(dim=0) + 1
+    return (errors / num_present.to(errors.dtype) ** divisions).sum()
 
 
 def repulsion(means: Tensor, present: Tensor) -> Tensor:
@@ -58,6 +80,8 @@ def repulsion(means: Tensor, present: Tensor) -> Tensor:
     means: [C, D]
     present: [C] bool, the classes in the batch; with fewer than two there is no pair
     """
+    check_shape("means", means, "C", "D")
+    check_shape("present", present, len(means))
     chosen = means[present]
     first, second = torch.combinations(torch.arange(len(chosen), device=means.device)).unbind(1)
     # Not torch.pdist: its backward crashes the process when no class is present.
@@ -71,7 +95,7 @@ def sparsity(features: Tensor, classes: Tensor) -> Tensor:
     features: [B, D, h, w], non-negative (after a ReLU); all-zero positions are left out
     classes: [B, h, w] int64, or 255
     """
-    vectors, labels = _labelled(features, classes)
+    vectors, labels = _labelled(features, classes, IGNORED)
     lit = vectors.sum(dim=1) > 0
     vectors, labels = vectors[lit], labels[lit]
     num_classes = len(labels.bincount())
@@ -82,8 +106,11 @@ def sparsity(features: Tensor, classes: Tensor) -> Tensor:
     return (scaled.exp().sum(dim=1) / scaled.sum(dim=1)).sum() / max(1, len(labels))
 
 
-def _labelled(features: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+def _labelled(features: Tensor, classes: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     """The [N, D] features and [N] classes of positions that take part."""
+    check_shape("features", features, "B", "D", "h", "w")
+    batch, _, height, width = features.shape
+    check_labels("classes", classes, batch, height, width, limit=num_classes, ignore_index=IGNORED)
     at = (classes.flatten() != IGNORED).nonzero().squeeze(1)
     vectors = in_full_precision(features).movedim(1, -1).flatten(0, 2)
     return vectors.index_select(0, at), classes.flatten()[at]
