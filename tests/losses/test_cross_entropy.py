@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from decimal import Decimal, localcontext
 from typing import Any
 
 import pytest
@@ -11,7 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ucd_ray.errors import ConfigError
-from ucd_ray.losses import binary_cross_entropy, cross_entropy, unbiased_cross_entropy
+from ucd_ray.losses import (
+    binary_cross_entropy,
+    cross_entropy,
+    unbiased_binary_cross_entropy,
+    unbiased_cross_entropy,
+)
 
 NUM_OLD = 3
 Loss = Callable[..., Tensor]
@@ -29,6 +35,10 @@ def per_class(logits: Tensor, labels: Tensor, **knobs: Any) -> Tensor:
     return binary_cross_entropy(logits, labels, **knobs)
 
 
+def unbiased_per_class(logits: Tensor, labels: Tensor, **knobs: Any) -> Tensor:
+    return unbiased_binary_cross_entropy(logits, labels, num_old=NUM_OLD, **knobs)
+
+
 def plain_pixel(z: Tensor, label: int) -> Tensor:
     return -torch.log(z.exp()[label] / z.exp().sum())
 
@@ -44,8 +54,22 @@ def per_class_pixel(z: Tensor, label: int) -> Tensor:
     return torch.stack(terms).sum()
 
 
-PAIRS = [(plain, plain_pixel), (unbiased, unbiased_pixel), (per_class, per_class_pixel)]
-LOSSES = [plain, unbiased, per_class]
+def unbiased_per_class_pixel(z: Tensor, label: int) -> Tensor:
+    if label >= NUM_OLD:
+        return per_class_pixel(z, label)
+    off = 1 - 1 / (1 + (-z).exp())
+    no_old = off[0] * off[1] * off[2]
+    return -torch.log(1 - no_old) - torch.log(off[3]) - torch.log(off[4])
+
+
+PAIRS = [
+    (plain, plain_pixel),
+    (unbiased, unbiased_pixel),
+    (per_class, per_class_pixel),
+    (unbiased_per_class, unbiased_per_class_pixel),
+]
+LOSSES = [loss for loss, _ in PAIRS]
+UNBIASED = [unbiased_cross_entropy, unbiased_binary_cross_entropy]
 
 
 def sample(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -121,24 +145,54 @@ def test_per_class_loss_equals_torch_with_one_hot_labels() -> None:
     )
 
 
-def test_unbiased_equals_plain_when_background_is_the_only_old_channel() -> None:
+@pytest.mark.parametrize(
+    ("loss", "plain_loss"),
+    [
+        (unbiased_cross_entropy, cross_entropy),
+        (unbiased_binary_cross_entropy, binary_cross_entropy),
+    ],
+)
+def test_unbiased_equals_plain_when_background_is_the_only_old_channel(
+    loss: Loss, plain_loss: Loss
+) -> None:
     logits, labels = sample()
     torch.testing.assert_close(
-        unbiased_cross_entropy(logits, labels, num_old=1), cross_entropy(logits, labels)
+        loss(logits, labels, num_old=1), plain_loss(logits, labels), rtol=1e-12, atol=0
     )
 
 
-def test_unbiased_treats_old_labels_as_background() -> None:
+@pytest.mark.parametrize("loss", [unbiased, unbiased_per_class])
+def test_unbiased_treats_old_labels_as_background(loss: Loss) -> None:
     logits, labels = sample()
     as_background = torch.where(labels < NUM_OLD, 0, labels)
-    assert unbiased(logits, labels).item() == unbiased(logits, as_background).item()
+    assert loss(logits, labels).item() == loss(logits, as_background).item()
 
 
-def test_unbiased_is_indifferent_to_which_old_class_explains_the_background() -> None:
+@pytest.mark.parametrize("loss", [unbiased, unbiased_per_class])
+def test_unbiased_is_indifferent_to_which_old_class_explains_the_background(loss: Loss) -> None:
     logits = torch.tensor([5.0, -5.0, 0.0, 1.0, 2.0]).reshape(1, 5, 1, 1)
     labels = torch.zeros(1, 1, 1, dtype=torch.long)
     permuted = logits[:, [2, 0, 1, 3, 4]]
-    assert unbiased(logits, labels).item() == pytest.approx(unbiased(permuted, labels).item())
+    assert loss(logits, labels).item() == pytest.approx(loss(permuted, labels).item())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("magnitude", [-200.0, -30.0, -1e-3, 30.0, 200.0])
+def test_unbiased_sigmoids_neither_underflow_nor_overflow(
+    magnitude: float, dtype: torch.dtype
+) -> None:
+    """Against 1 - (1 - s)^3 in numbers of 400 digits."""
+    with localcontext(prec=400):
+        odds = Decimal(magnitude).exp()
+        none = 1 / (1 + odds) ** 3
+        expected = float(-(1 - none).ln() + (1 + odds).ln())
+        slope = float(-3 * odds / (1 + odds) * none / (1 - none))  # d/dz of the first summand
+    logits = torch.full((1, 4, 1, 1), magnitude, dtype=dtype, requires_grad=True)
+    loss = unbiased_binary_cross_entropy(logits, torch.zeros(1, 1, 1).long(), num_old=3)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    relative = 1e-5 if dtype == torch.float32 else 1e-10
+    assert loss.item() == pytest.approx(expected, rel=relative, abs=1e-30)
+    assert gradient[0, :3].sum().item() == pytest.approx(slope, rel=relative, abs=1e-30)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -184,7 +238,39 @@ def test_unknown_reduction_is_refused(loss: Loss) -> None:
 
 
 @pytest.mark.parametrize("num_old", [0, 6])
-def test_impossible_num_old_is_refused(num_old: int) -> None:
+@pytest.mark.parametrize("loss", UNBIASED)
+def test_impossible_num_old_is_refused(loss: Loss, num_old: int) -> None:
     logits, labels = sample()
     with pytest.raises(ConfigError, match=rf"num_old \({num_old}\) must lie between 1 and the 5"):
-        unbiased_cross_entropy(logits, labels, num_old=num_old)
+        loss(logits, labels, num_old=num_old)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_arguments_of_other_shapes_are_refused(loss: Loss) -> None:
+    logits, labels = sample()
+    with pytest.raises(
+        ConfigError, match=r"logits has the shape \[5, 3, 4\]; it must be \[B, C, H, W\]"
+    ):
+        loss(logits[0], labels)
+    with pytest.raises(
+        ConfigError, match=r"labels has the shape \[2, 1, 3, 4\]; it must be \[2, 3, 4\]"
+    ):
+        loss(logits, labels[:, None])
+
+
+@pytest.mark.parametrize("label", [-1, 5, 254])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_labels_outside_the_channels_are_refused(loss: Loss, label: int) -> None:
+    logits, labels = sample()
+    labels[1, 2, 3] = label
+    with pytest.raises(ConfigError, match=f"labels holds {label}; allowed are 0 to 4, .* and 255"):
+        loss(logits, labels)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_labels_that_are_no_integers_are_refused(loss: Loss) -> None:
+    logits, labels = sample()
+    with pytest.raises(
+        ConfigError, match=r"labels must be int64, not torch.uint8; labels.long\(\)"
+    ):
+        loss(logits, labels.byte())

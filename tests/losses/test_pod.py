@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
 
 from ucd_ray.errors import ConfigError
-from ucd_ray.losses import local_pod
+from ucd_ray.losses import background_sum, local_pod
 
 
 def by_regions(new: Tensor, old: Tensor, scales: tuple[int, ...]) -> Tensor:
@@ -28,6 +30,32 @@ def by_regions(new: Tensor, old: Tensor, scales: tuple[int, ...]) -> Tensor:
     return torch.stack(distances).mean()
 
 
+def by_pixels(new: Tensor, old: Tensor, scales: tuple[int, ...]) -> Tensor:
+    """PLOP's description word by word: square, cut, pool both ways, concatenate, compare."""
+
+    def starts(size: int, scale: int) -> list[int]:
+        longer = size % scale
+        return [i * (size // scale) + min(i, longer) for i in range(scale + 1)]
+
+    def embed(image: Tensor) -> Tensor:
+        entries = []
+        channels, height, width = image.shape
+        for scale in scales:
+            tops, lefts = starts(height, scale), starts(width, scale)
+            for top, bottom in itertools.pairwise(tops):
+                for left, right in itertools.pairwise(lefts):
+                    for c in range(channels):
+                        for y in range(top, bottom):
+                            row = [image[c, y, x] ** 2 for x in range(left, right)]
+                            entries.append(torch.stack(row).mean())
+                        for x in range(left, right):
+                            column = [image[c, y, x] ** 2 for y in range(top, bottom)]
+                            entries.append(torch.stack(column).mean())
+        return torch.stack(entries)
+
+    return torch.stack([(embed(a) - embed(b)).norm() for a, b in zip(new, old, strict=True)]).mean()
+
+
 def maps(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
@@ -44,6 +72,16 @@ def test_value_and_gradient_equal_explicit_regions(scales: tuple[int, ...]) -> N
         (expected_gradient,) = torch.autograd.grad(expected, a)
         assert loss.item() == pytest.approx(expected.item(), rel=1e-10)
         torch.testing.assert_close(gradient, expected_gradient, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("side", [(4, 8), (5, 7), (4, 6)])
+def test_value_and_gradient_equal_loops_over_pixels(side: tuple[int, int]) -> None:
+    new, old = maps(2, 2, *side).requires_grad_(), maps(2, 2, *side, seed=1)
+    (loss,), expected = local_pod([new], [old]), by_pixels(new, old, (1, 2, 4))
+    (gradient,) = torch.autograd.grad(loss, new)
+    (expected_gradient,) = torch.autograd.grad(expected, new)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-10)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-10, atol=1e-10)
 
 
 def test_gradcheck_on_sides_no_scale_divides() -> None:
@@ -104,3 +142,48 @@ def test_maps_smaller_than_a_scale_are_refused() -> None:
     x = maps(1, 1, 2, 8)
     with pytest.raises(ConfigError, match="a map of 2x8 into 4 strips"):
         local_pod([x], [x])
+
+
+def test_pairs_of_unequal_shapes_are_refused() -> None:
+    with pytest.raises(
+        ConfigError,
+        match=r"old_maps\[1\] has the shape \[1, 1, 4, 4\]; it must be \[1, 2, 4, 4\]",
+    ):
+        local_pod([maps(1, 1, 4, 4), maps(1, 2, 4, 4)], [maps(1, 1, 4, 4), maps(1, 1, 4, 4)])
+    with pytest.raises(ConfigError, match=r"new_maps\[0\] .* it must be \[B, C, h, w\]"):
+        local_pod([maps(4, 4)], [maps(4, 4)])
+
+
+@pytest.mark.parametrize("scales", [(), (1, 0)])
+def test_impossible_scales_are_refused(scales: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match=r"scales \(\[.*\]\) must be numbers of strips from 1 on"):
+        local_pod([maps(1, 1, 4, 4)], [maps(1, 1, 4, 4)], scales=scales)
+
+
+@pytest.mark.parametrize("num_old", [1, 3, 5])
+def test_background_sum_adds_the_logits_of_new_classes_to_the_background(num_old: int) -> None:
+    logits = maps(2, 5, 2, 3)
+    summed = background_sum(logits, num_old)
+    assert summed.shape == (2, num_old, 2, 3)
+    for b in range(2):
+        for y in range(2):
+            for x in range(3):
+                column = logits[b, :, y, x].tolist()
+                column[0] += sum(column[num_old:])
+                assert summed[b, :, y, x].tolist() == pytest.approx(column[:num_old], rel=1e-12)
+
+
+def test_background_sum_of_half_precision_does_not_overflow() -> None:
+    logits = torch.full((1, 4, 1, 1), 6e4, dtype=torch.float16, requires_grad=True)
+    summed = background_sum(logits, 1)
+    assert summed.item() == pytest.approx(2.4e5, rel=1e-3)
+    summed.sum().backward()
+    assert logits.grad is not None
+    assert (logits.grad == 1).all()
+
+
+def test_background_sum_refuses_impossible_arguments() -> None:
+    with pytest.raises(ConfigError, match=r"num_old \(6\) must lie between 1 and the 5"):
+        background_sum(maps(1, 5, 2, 2), 6)
+    with pytest.raises(ConfigError, match=r"logits has the shape \[5, 2, 2\]"):
+        background_sum(maps(5, 2, 2), 2)

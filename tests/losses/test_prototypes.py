@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ucd_ray.losses.prototypes import (
+from ucd_ray.errors import ConfigError
+from ucd_ray.losses import (
     attraction,
     class_means,
     prototype_matching,
@@ -50,6 +51,10 @@ def attraction_loss(features: Tensor, classes: Tensor, prototypes: Tensor) -> Te
     return attraction(features, classes, prototypes)
 
 
+def published_attraction(features: Tensor, classes: Tensor, prototypes: Tensor) -> Tensor:
+    return attraction(features, classes, prototypes, form="authors")
+
+
 def repulsion_loss(features: Tensor, classes: Tensor, prototypes: Tensor) -> Tensor:
     means, counts = class_means(features, classes, num_classes=NUM_CLASSES)
     return repulsion(means, counts > 0)
@@ -73,6 +78,15 @@ def slow_attraction(groups: dict[int, list[Tensor]], prototypes: Tensor) -> Tens
     return torch.stack(errors).mean()
 
 
+def slow_published_attraction(groups: dict[int, list[Tensor]], prototypes: Tensor) -> Tensor:
+    """The division that belongs after the loop happens in every round."""
+    total = torch.zeros((), dtype=torch.float64)
+    for c in sorted(groups):
+        entries = [e for f in groups[c] for e in (f - prototypes[c]) ** 2]
+        total = (total + torch.stack(entries).mean()) / len(groups)
+    return total
+
+
 def slow_repulsion(groups: dict[int, list[Tensor]], prototypes: Tensor) -> Tensor:
     means = [sum(fs[1:], start=fs[0]) / len(fs) for fs in groups.values()]
     terms = [1 / ((a - b) ** 2).sum().sqrt() for i, a in enumerate(means) for b in means[i + 1 :]]
@@ -90,6 +104,7 @@ def slow_sparsity(groups: dict[int, list[Tensor]], prototypes: Tensor) -> Tensor
 PAIRS = [
     (matching_loss, slow_matching),
     (attraction_loss, slow_attraction),
+    (published_attraction, slow_published_attraction),
     (repulsion_loss, slow_repulsion),
     (sparsity_loss, slow_sparsity),
 ]
@@ -117,6 +132,34 @@ def test_class_means_count_positions_and_leave_absent_classes_zero() -> None:
     groups = members(features, classes)
     assert counts.tolist() == [len(groups.get(c, [])) for c in range(NUM_CLASSES)]
     assert (means[[2, 4]] == 0).all()
+
+
+def test_class_means_and_their_gradient_equal_loops_over_positions() -> None:
+    features, classes, _ = sample()
+    means, _ = class_means(features, classes, num_classes=NUM_CLASSES)
+    rows = [torch.zeros(4, dtype=torch.float64)] * NUM_CLASSES
+    for c, vectors in members(features, classes).items():
+        rows[c] = sum(vectors[1:], start=vectors[0]) / len(vectors)
+    expected = torch.stack(rows)
+    torch.testing.assert_close(means, expected, rtol=1e-10, atol=1e-10)
+    weights = torch.rand(NUM_CLASSES, 4, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad((means * weights).sum(), features)
+    (expected_gradient,) = torch.autograd.grad((expected * weights).sum(), features)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_gradcheck(loss: Callable[..., Tensor]) -> None:
+    features, classes, prototypes = sample()
+    assert torch.autograd.gradcheck(lambda x: loss(x, classes, prototypes), features)
+
+
+def test_published_attraction_is_the_mean_for_one_class_and_less_for_more() -> None:
+    features, classes, prototypes = sample()
+    args = features, classes, prototypes
+    assert published_attraction(*args).item() < attraction_loss(*args).item()
+    classes[classes != 255] = 3
+    assert published_attraction(*args).item() == attraction_loss(*args).item()
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -155,3 +198,40 @@ def test_value_and_gradient_are_finite(
     value.backward()
     assert features.grad is not None
     assert features.grad.isfinite().all()
+
+
+def test_unknown_form_of_attraction_is_refused() -> None:
+    with pytest.raises(ConfigError, match="unknown form 'author'; did you mean 'authors'"):
+        attraction(*sample(), form="author")
+
+
+def test_classes_without_a_prototype_are_refused() -> None:
+    features, classes, prototypes = sample()
+    with pytest.raises(ConfigError, match=r"classes holds 3; allowed are 0 to 2, .* and 255"):
+        attraction(features, classes, prototypes[:3])
+    with pytest.raises(ConfigError, match=r"classes holds 3; allowed are 0 to 2, .* and 255"):
+        class_means(features, classes, num_classes=3)
+    with pytest.raises(ConfigError, match="classes holds -1; allowed are 0 to 254"):
+        sparsity(features, classes - 1)
+
+
+def test_arguments_of_other_shapes_are_refused() -> None:
+    features, classes, prototypes = sample()
+    with pytest.raises(ConfigError, match=r"features has the shape \[2, 4, 3\]"):
+        class_means(features[..., 0], classes, num_classes=NUM_CLASSES)
+    with pytest.raises(ConfigError, match=r"features has the shape \[4\]"):
+        attraction(features[0, :, 0, 0], classes, prototypes)
+    with pytest.raises(ConfigError, match=r"classes has the shape \[1, 3, 3\]; .* \[2, 3, 3\]"):
+        sparsity(features, classes[:1])
+    with pytest.raises(ConfigError, match=r"prototypes has the shape \[5, 3\]; .* \[C, 4\]"):
+        attraction(features, classes, prototypes[:, :3])
+    means, present = prototypes, torch.ones(NUM_CLASSES, dtype=torch.bool)
+    with pytest.raises(ConfigError, match=r"prototypes has the shape \[4, 4\]; .* \[5, 4\]"):
+        prototype_matching(means, prototypes[:4], present)
+    with pytest.raises(ConfigError, match=r"means has the shape \[4\]"):
+        prototype_matching(means[0], prototypes, present)
+    for loss in (lambda p: prototype_matching(means, prototypes, p), lambda p: repulsion(means, p)):
+        with pytest.raises(ConfigError, match=r"present has the shape \[3\]; it must be \[5\]"):
+            loss(present[:3])
+    with pytest.raises(ConfigError, match=r"means has the shape \[4\]"):
+        repulsion(means[0], present)

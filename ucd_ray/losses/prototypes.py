@@ -60,8 +60,8 @@ def attraction(
     Raises ConfigError for an unknown form, too.
     """
     check_choice("form", form, FORMS)
-    check_shape("prototypes", prototypes, "C", features.shape[1])
     vectors, labels = _labelled(features, classes, len(prototypes))
+    check_shape("prototypes", prototypes, "C", vectors.shape[1])
     squares = (vectors - prototypes.detach().to(vectors.dtype)[labels]).square().mean(dim=1)
     counts = labels.bincount(minlength=len(prototypes))
     errors = squares.new_zeros(len(prototypes)).index_add(0, labels, squares)
