@@ -26,6 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("recipe",),
     ("checkpoint", "runtime", "memory"),
     ("job", "learner", "evaluate"),
+    ("memories",),
     ("train",),
     ("tune",),
     ("service", "cli"),

@@ -7,7 +7,7 @@ import pytest
 
 from tests.conftest import TINY, tiny_recipe
 from ucd_ray.errors import ConfigError
-from ucd_ray.methods import METHODS
+from ucd_ray.methods import METHODS, CrossEntropy
 from ucd_ray.methods.ucd import UCD
 from ucd_ray.recipe import (
     Recipe,
@@ -133,10 +133,9 @@ def test_published_defaults_of_the_terms() -> None:
     }
 
 
-def test_step_0_has_one_term_plain_cross_entropy_but_for_the_sigmoids_of_lwf_mc() -> None:
+def test_step_0_has_one_term_plain_cross_entropy() -> None:
     for method in METHODS:
-        name = "BinaryCE" if method == "lwf-mc" else "CrossEntropy"
-        assert [type(t).__name__ for t in tiny_recipe(method=method).terms_at(0)] == [name]
+        assert [type(t) for t in tiny_recipe(method=method).terms_at(0)] == [CrossEntropy]
     assert [type(t) for t in tiny_recipe().terms_at(1)][-1] is UCD
 
 
@@ -153,8 +152,14 @@ def test_joint_runs_all_classes_in_one_step() -> None:
 def test_methods_share_the_values_of_the_base_step(method: str) -> None:
     if method.startswith("ilt-"):  # ILT's own cross-entropy averages over valid pixels
         assert base(method=method) == base(method="ilt-output") != base(method="finetune")
-    elif method == "lwf-mc":
+    elif method.startswith("lwf-mc"):  # sigmoid heads
+        assert base(method=method) == base(method="finetune", **{"model.head": "sigmoid"})
         assert base(method=method) != base(method="finetune")
+    elif method.startswith(("pi", "rw")):  # they watch step 0
+        own = method.split("+")[0]
+        others = {base(method=name) == base(method=method) for name in METHODS if own not in name}
+        assert others == {False}
+        assert base(method=method) == base(method=own, **{f"{own}.weight": 7})
     else:
         assert base(method=method) == base(method="finetune")
 

@@ -30,6 +30,15 @@ PUBLISHED: dict[str, tuple[Any, ...]] = {
     "kd.weight": (100,),
     "kd.temperature": (1,),
     "feature.weight": (50, 100),
+    "pod.weight": (0.01, 0.001),
+    "pod.logit_weight": (0.0005, 0.00001),
+    "matching.weight": (0.01, 0.001, 0.1),
+    "attraction.weight": (0.001, 0.01),
+    "repulsion.weight": (0.001, 0.01),
+    "sparsity.weight": (0.001, 0.0001, 0.00001),
+    "ewc.weight": (500, 100, 1000),
+    "pi.weight": (500, 100, 1000),
+    "rw.weight": (100, 1000),
 }
 
 

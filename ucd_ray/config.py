@@ -89,8 +89,25 @@ class ModelConfig(Config):
     freeze: Annotated[Literal["none", "encoder", "old"], acts_from(1)] = "none"
     """What is not trained after step 0: nothing, the backbone with its norms (ILT's E_F), or all but
     the newest classifier."""
+    head: Literal["softmax", "sigmoid"] = "softmax"
+    """What the classifiers give: one softmax over all classes, or a sigmoid per class; classification
+    and output distillation follow.  A base step of its own; sigmoid in lwf-mc."""
     background_init: Annotated[bool, acts_from(1)] = False
     """New classifiers start from the background's weights (MiB); on in mib and its combinations."""
+
+
+class PseudoConfig(Config):
+    """Pseudo-labels: the old model's classes at background pixels, for the classification terms."""
+
+    mode: Annotated[Literal["none", "argmax", "entropy"], acts_from(1)] = "none"
+    """None; the old model's argmax; or, where its entropy is above the class's median, ignored (PLOP)."""
+    threshold: Annotated[float, Field(ge=0, le=1), acts_from(1)] = 0.001
+    """Smallest threshold of a class, as normalised entropy (published: 0.001)."""
+    adaptive: Annotated[bool, acts_from(1)] = False
+    """Weight an image's classification loss by the trusted fraction of its background (PLOP)."""
+    form: Annotated[Literal["standard", "authors"], acts_from(1)] = "standard"
+    """`authors` reproduces three slips of the published code: the entropy's mean instead of its sum over
+    classes, medians that add bin borders, and weight 0 for an image without background."""
 
 
 class OptimConfig(Config):
@@ -148,6 +165,7 @@ class ComputeConfig(Config):
 SECTIONS: dict[str, type[Config]] = {
     "data": DataConfig,
     "model": ModelConfig,
+    "pseudo": PseudoConfig,
     "optim": OptimConfig,
     "eval": EvalConfig,
     "compute": ComputeConfig,

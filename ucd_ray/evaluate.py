@@ -11,7 +11,7 @@ from ucd_ray.data.step import IGNORE
 from ucd_ray.data.transforms import EvaluationImages
 from ucd_ray.learner import Ranks
 from ucd_ray.models import Segmenter
-from ucd_ray.runtime import Runtime
+from ucd_ray.runtime import Runtime, autocast
 
 CROP_BATCH = 8  # equally sized crops go through the network together
 
@@ -55,8 +55,6 @@ def predict(segmenter: Segmenter, pixels: Tensor, runtime: Runtime) -> Tensor:
 
     pixels: [B, 3, H, W] uint8
     """
-    with torch.autocast(
-        runtime.device.type, dtype=runtime.autocast, enabled=runtime.autocast is not None
-    ):
+    with autocast(runtime):
         output = segmenter(pixels.to(runtime.device, memory_format=runtime.memory_format))
     return output.logits.argmax(1)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,10 +22,15 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ucd_ray.data.transforms import seed_of
 from ucd_ray.errors import TrainingDiverged
 from ucd_ray.methods import Batch, Term
+from ucd_ray.methods.memory import Memory
+from ucd_ray.methods.pseudo import with_pseudo_labels
+from ucd_ray.methods.together import weighted
 from ucd_ray.models import Segmenter, set_train_mode
 from ucd_ray.models.norm import freeze_norm, norms
 from ucd_ray.recipe import Recipe, Schedule, micro_batches, schedule
-from ucd_ray.runtime import Runtime
+from ucd_ray.runtime import Runtime, autocast, to_device
+
+AnyValue = TypeVar("AnyValue")
 
 CHECK_EVERY = 10  # iterations between looks at the loss: a look waits for the device
 
@@ -44,6 +49,14 @@ class Ranks:
         if self.world_size > 1:
             dist.all_reduce(values, group=self.group)
         return values
+
+    def agree(self, value: AnyValue) -> AnyValue:
+        """Rank 0's value on every rank."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.group)
+        return box[0]
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
@@ -117,10 +130,13 @@ class Learner:
         *,
         runtime: Runtime,
         ranks: Ranks,
+        memories: Mapping[str, Memory] | None = None,
     ) -> None:
+        """memories: by name, as they enter the step."""
         self.segmenter, self.old, self.recipe, self.step = segmenter, old, recipe, step
         self.runtime, self.ranks = runtime, ranks
         self.terms: tuple[Term, ...] = recipe.terms_at(step)
+        self.memories = memories or {}
         self.plan = schedule(recipe, step, len(rows))
         self.epoch = 0
         micro, self.passes = micro_batches(recipe, ranks.world_size)
@@ -135,6 +151,14 @@ class Learner:
         )
         if step > 0:
             freeze_parts(segmenter, recipe.model.freeze)
+        if any(term.needs_stages for term in self.terms):
+            for model in (segmenter, old):
+                assert model is not None, "terms that compare stages act from step 1 on"
+                model.keep_stages()
+        self.parameters = {n: p for n, p in segmenter.named_parameters() if p.requires_grad}
+        self.old_parameters = dict(old.named_parameters()) if old is not None else {}
+        for memory in self.memories.values():
+            memory.start(self.parameters)
         self.network = self._distributed(segmenter)
         self.optimizer = self._optimizer()
 
@@ -177,6 +201,7 @@ class Learner:
             "epoch": self.epoch,
             "segmenter": self.segmenter.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "memories": {name: memory.state() for name, memory in self.memories.items()},
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -184,6 +209,8 @@ class Learner:
         self.epoch = state["epoch"]
         self.segmenter.load_state_dict(state["segmenter"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for name, memory in self.memories.items():
+            memory.load(state["memories"][name], self.runtime.device)
 
     def fit(self) -> Iterator[Epoch]:
         """Trains; yields after every epoch.
@@ -244,7 +271,11 @@ class Learner:
                 parts = self._losses(images, labels, seed_of(self.recipe.seed, iteration, micro))
                 (parts.sum() / self.passes).backward()  # type: ignore[no-untyped-call]
             values += parts.detach() / self.passes
+        for memory in self.memories.values():
+            memory.before_update(self.parameters, self.old_parameters)
         self.optimizer.step()
+        for memory in self.memories.values():
+            memory.after_update(self.parameters)
         return values
 
     def _no_sync(self) -> Any:
@@ -252,15 +283,12 @@ class Learner:
         return self.network.no_sync()
 
     def _losses(self, images: Tensor, labels: Tensor, seed: int) -> Tensor:
-        """[terms] weighted losses of one micro-batch."""
+        """[terms] weighted losses of one micro-batch.  The old model runs once, for all terms."""
         runtime = self.runtime
-        images = images.to(runtime.device, non_blocking=True, memory_format=runtime.memory_format)
-        labels = labels.to(runtime.device, non_blocking=True).long()
-        with torch.autocast(
-            runtime.device.type, dtype=runtime.autocast, enabled=runtime.autocast is not None
-        ):
+        images, labels = to_device(runtime, images, labels)
+        with autocast(runtime):
             new = self.network(images)
-            with torch.no_grad():
+            with torch.inference_mode():
                 old = self.old(images) if self.old is not None else None
         batch = Batch(
             labels=labels,
@@ -268,8 +296,16 @@ class Learner:
             old=old,
             num_old=self.old.num_classes if self.old is not None else 1,
             generator=torch.Generator(runtime.device).manual_seed(seed_of(seed, self.ranks.rank)),
+            head=self.recipe.model.head,
+            complete=self.recipe.setting == "sequential",
+            memories=self.memories,
+            parameters=self.parameters,
+            old_parameters=self.old_parameters,
         )
-        return torch.stack([term.weight * term(batch) for term in self.terms])
+        batch = with_pseudo_labels(batch, self.recipe.pseudo)
+        for memory in self.memories.values():
+            memory.see(batch, self.ranks)
+        return torch.stack(weighted(self.terms, batch))
 
     def _checked_sum(self, recent: list[Tensor], first: int) -> Tensor:
         """[terms] sum over iterations of the mean over ranks; raises if a value is not finite."""

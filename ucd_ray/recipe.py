@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 from pydantic import SerializeAsAny, ValidationError
 
@@ -23,9 +23,10 @@ from ucd_ray.config import (
     EvalConfig,
     ModelConfig,
     OptimConfig,
+    PseudoConfig,
 )
 from ucd_ray.errors import ConfigError, did_you_mean
-from ucd_ray.methods import METHOD_DEFAULTS, METHODS, Term
+from ucd_ray.methods import ADDED, METHOD_DEFAULTS, METHODS, Term
 from ucd_ray.scenarios import (
     LISTED_DISJOINT,
     Scenario,
@@ -33,6 +34,9 @@ from ucd_ray.scenarios import (
     parse_scenario,
     scenario_from_mapping,
 )
+
+if TYPE_CHECKING:
+    from ucd_ray.methods.memory import Memory
 
 TOP_KEYS = ("scenario", "setting", "method", "seed")
 
@@ -52,6 +56,8 @@ class Recipe(Config):
     """Images and augmentation."""
     model: ModelConfig = ModelConfig()
     """Network."""
+    pseudo: PseudoConfig = PseudoConfig()
+    """Pseudo-labels."""
     optim: OptimConfig = OptimConfig()
     """Optimizer and schedule."""
     eval: EvalConfig = EvalConfig()
@@ -68,8 +74,7 @@ class Recipe(Config):
         Raises ConfigError naming the key and its value.
         """
         method = values.get("method", cls.model_fields["method"].default)
-        if not isinstance(method, str) or method not in METHODS:
-            raise ConfigError(f"unknown method '{method}'; {did_you_mean(str(method), METHODS)}")
+        check_method(method)
         merged = {**METHOD_DEFAULTS.get(method, {}), **values}
         terms = {term.section: term for term in METHODS[method]}
         groups: dict[str, dict[str, Any]] = {name: {} for name in (*SECTIONS, *terms)}
@@ -79,8 +84,14 @@ class Recipe(Config):
             check_key(key, method)
             section, field = key.split(".")
             groups[section][field] = value
+        scenario = _scenario(merged)
+        if len(scenario.steps) == 1 and any(term.first_step > 0 for term in terms.values()):
+            raise ConfigError(
+                f"method '{method}' distils from the model of the step before, but scenario "
+                f"'{scenario.name}' has step 0 only; use finetune or joint, or a scenario with more steps"
+            )
         return cls(
-            scenario=_scenario(merged),
+            scenario=scenario,
             setting=_setting(values.get("setting", "overlapped")),
             method=method,
             seed=_integer("seed", values.get("seed", 42)),
@@ -125,6 +136,21 @@ class Recipe(Config):
         """The steps that are really run: all classes at once for `joint`."""
         return self.scenario.joined() if self.method == "joint" else self.scenario
 
+    def memories(self) -> dict[str, Memory]:
+        """New, empty memories of what the method keeps from step to step, by name.  Needs torch."""
+        found = [memory for term in self.terms if (memory := term.memory()) is not None]
+        if self.pseudo.mode == "entropy" and self.setting != "sequential":
+            from ucd_ray.methods.pseudo import Medians
+
+            found.append(Medians(self.pseudo))
+        return {memory.name: memory for memory in found}
+
+    def memory_options(self, name: str) -> dict[str, Any]:
+        """The values that shape the memory called `name`, for its key."""
+        if name == "medians":
+            return {"form": self.pseudo.form}
+        return {term.section: term.memory_options() for term in self.terms if term.section == name}
+
     def terms_at(self, step: int) -> tuple[Term, ...]:
         """The loss terms that act at `step`."""
         return tuple(term for t in self.terms if (term := t.at(step)) is not None)
@@ -144,6 +170,11 @@ class Recipe(Config):
             values[f"terms.{stage}"] = {
                 type(term).__name__: term.model_dump(mode="json") for term in self.terms_at(stage)
             }
+        watching = {t.section: t.memory_options() for t in self.terms if t.watches}
+        if (
+            watching
+        ):  # what is kept from training step 0 cannot be had from a step that others trained
+            values["watching"] = watching
         if self.eval.select_on == "val":
             del values["data.holdout"]
         return values
@@ -151,6 +182,22 @@ class Recipe(Config):
     def loss_keys(self) -> tuple[str, ...]:
         """The flat keys of this method's terms."""
         return tuple(f"{t.section}.{field}" for t in self.terms for field in type(t).model_fields)
+
+
+def check_method(method: Any) -> None:
+    """Raises ConfigError unless `method` is the name of one."""
+    if isinstance(method, str) and method in METHODS:
+        return
+    alone = [name for name in METHODS if ADDED not in name]
+    if str(method) in (f"finetune{ADDED}", f"joint{ADDED}"):
+        hint = "UCD on fine-tuning is called 'ucd', and joint has no old model"
+    elif "+" in str(method):
+        hint = "only +ucd can be added, once, to any method with an old model"
+    else:
+        hint = did_you_mean(str(method), alone)
+    raise ConfigError(
+        f"unknown method '{method}'; {hint} (methods: {', '.join(alone)}; most also with {ADDED})"
+    )
 
 
 def method_keys(method: str) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from ucd_ray.config import ComputeConfig
 
@@ -51,6 +52,18 @@ def choose_runtime(config: ComputeConfig, *, local_rank: int = 0) -> Runtime:
         fused_optimizer=cuda,
         reason=reason,
     )
+
+
+def autocast(runtime: Runtime) -> torch.autocast:
+    """The precision of forward passes."""
+    enabled = runtime.autocast is not None
+    return torch.autocast(runtime.device.type, dtype=runtime.autocast, enabled=enabled)
+
+
+def to_device(runtime: Runtime, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Images in the run's memory format, and labels as int64, both on its device."""
+    images = images.to(runtime.device, non_blocking=True, memory_format=runtime.memory_format)
+    return images, labels.to(runtime.device, non_blocking=True).long()
 
 
 @contextlib.contextmanager

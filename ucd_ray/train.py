@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from ucd_ray import metrics
@@ -23,6 +22,8 @@ from ucd_ray.errors import ConfigError
 from ucd_ray.evaluate import confusion_matrix
 from ucd_ray.job import Job
 from ucd_ray.learner import Epoch, Learner, Ranks
+from ucd_ray.memories import Memories
+from ucd_ray.methods.memory import Memory
 from ucd_ray.models import Segmenter, build_segmenter, frozen_copy
 from ucd_ray.models.weights import load_backbone_weights
 from ucd_ray.recipe import micro_batches, schedule
@@ -71,11 +72,12 @@ class _Run:
         self.cache = StepCache(job.open_cache())
         self.history: list[dict[str, Any]] = []
         self.notes = [self.runtime.reason]
+        self.memories = Memories(job, self.cache, self.runtime, self.ranks, self._on_pass)
 
     def all_steps(self) -> list[Report]:
         last = len(self.scenario.steps) - 1 if self.job.until is None else self.job.until
         reports = []
-        first = self._agree(self._first_uncached(last))
+        first = self.ranks.agree(self._first_uncached(last))
         segmenter = self._segmenter(first)
         start = {"kind": "start", "first_step": first, "notes": self.notes, "time": time.time()}
         self.context.report(start)
@@ -91,22 +93,19 @@ class _Run:
             self.context.report(reports[-1])
         return reports
 
+    def _on_pass(self, step: int, name: str) -> None:
+        images = sum(len(self.job.plan[s].train) for s in (step - 1, step))
+        self.context.report({"kind": "pass", "step": step, "name": name, "images": images})
+
     def _key(self, step: int) -> dict[str, Any]:
         return self.job.step_key(step, precision=self.runtime.precision)
 
     def _first_uncached(self, last: int) -> int:
-        for step in range(last + 1):
-            if not self.cache.has(self._key(step)):
-                return step
-        return last + 1
-
-    def _agree(self, value: int) -> int:
-        """Rank 0's value on every rank: an entry may appear between two looks."""
-        if self.ranks.world_size == 1:
-            return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0, group=self.ranks.group)
-        return box[0]
+        """The first step to train: the ones before it are stored, and so is what they leave to it."""
+        first = next((s for s in range(last + 1) if not self.cache.has(self._key(s))), last + 1)
+        while first <= last and not self.memories.can_enter(first):
+            first -= 1
+        return first
 
     def _segmenter(self, step: int) -> Segmenter:
         """The network as it enters `step`: fresh at 0, else with the weights of the step before."""
@@ -144,12 +143,14 @@ class _Run:
             added = len(self.scenario.steps[step])
             segmenter.grow(added, background_init=self.recipe.model.background_init)
         torch.manual_seed(seed_of(self.recipe.seed, step, self.ranks.rank))
-        learner = self._learner(segmenter, old, step)
+        memories = self.memories.enter(step, old)
+        learner = self._learner(segmenter, old, step, memories)
         before = self._resume(learner, step)
         epoch: Epoch | None = None
         scored: Tensor | None = None
         for epoch in learner.fit():
             scored = self._score_epoch(segmenter, step, epoch, learner, before, started)
+        self.memories.leave(step, memories, learner.parameters)
         select = self._select(segmenter, step, scored)
         on_val = self.recipe.eval.select_on == "val"
         val = select if on_val else self._confusion(segmenter, step, None)
@@ -166,7 +167,9 @@ class _Run:
             self.cache.put(self._key(step), segmenter.state_dict(), result)
         return result
 
-    def _learner(self, segmenter: Segmenter, old: Segmenter | None, step: int) -> Learner:
+    def _learner(
+        self, segmenter: Segmenter, old: Segmenter | None, step: int, memories: dict[str, Memory]
+    ) -> Learner:
         labels = training_labels(self.scenario, step, self.recipe.setting)
         images = TrainingImages(
             self.job.prepared.train, labels, self.recipe.data, seed_of(self.recipe.seed, step)
@@ -181,6 +184,7 @@ class _Run:
             step,
             runtime=self.runtime,
             ranks=self.ranks,
+            memories=memories,
         )
 
     def _resume(self, learner: Learner, step: int) -> float:

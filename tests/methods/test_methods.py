@@ -13,6 +13,9 @@ from ucd_ray.config import SECTIONS
 from ucd_ray.methods import METHOD_DEFAULTS, METHODS, Batch, Term
 from ucd_ray.methods.cross_entropy import CrossEntropy, UnbiasedCE
 from ucd_ray.methods.distillation import FeatureKD, OutputKD, UnbiasedKD
+from ucd_ray.methods.importance import Fisher, PathIntegral, RiemannianWalk
+from ucd_ray.methods.memory import Memory
+from ucd_ray.methods.prototypes import Prototypes
 from ucd_ray.methods.ucd import UCD
 from ucd_ray.models import SegOutput
 from ucd_ray.recipe import method_keys
@@ -27,20 +30,44 @@ def output(channels: int, seed: int) -> SegOutput:
     def maps(channels: int, side: int) -> Tensor:
         return torch.randn(2, channels, side, side, generator=generator, requires_grad=True)
 
-    body = maps(8, 4)
-    return SegOutput(maps(channels, 16), maps(channels, 4), maps(6, 4), body, [maps(4, 8), body])
+    body, stage = maps(8, 4), maps(4, 8)
+    return SegOutput(
+        maps(channels, 16), maps(channels, 4), maps(6, 4), body, [stage, body], [stage, body]
+    )
 
 
-def make_batch(step: int = 1) -> Batch:
+def make_batch(step: int = 1, **values: Any) -> Batch:
     labels = torch.randint(0, OLD + NEW, (2, 16, 16), generator=torch.Generator().manual_seed(3))
     labels[:, :2] = 255
     labels[(labels > 0) & (labels < OLD)] = 0
+    new = output(OLD + NEW, 0)
     if step == 0:
-        return Batch(labels, output(OLD + NEW, 0), None, 1)
-    return Batch(labels, output(OLD + NEW, 0), output(OLD, 1), OLD)
+        return Batch(labels, new, None, 1, **values)
+    # As if the logits were a network's parameters, for the terms that look at these.
+    parameters = {"w": new.logits}
+    importance = {"w": torch.rand(new.logits.shape)}
+    memories: dict[str, Memory] = {"prototypes": prototypes()}
+    for kind in (Fisher, PathIntegral, RiemannianWalk):
+        memories[kind.name] = kind.__new__(kind)
+        memories[kind.name].importance = importance  # type: ignore[attr-defined]
+    anchors = {"w": torch.zeros_like(new.logits)}
+    values = {"memories": memories, "parameters": parameters, "old_parameters": anchors, **values}
+    return Batch(labels, new, output(OLD, 1), OLD, **values)
 
 
-TERMS = {f"{m}:{type(t).__name__}": t for m, terms in METHODS.items() for t in terms}
+def prototypes() -> Prototypes:
+    memory = Prototypes()
+    memory.sums["body"] = torch.randn(OLD + NEW, 8, generator=torch.Generator().manual_seed(4))
+    memory.count["body"] = torch.ones(OLD + NEW)
+    return memory
+
+
+TERMS = {
+    f"{m}:{type(t).__name__}": t
+    for m, terms in METHODS.items()
+    for t in terms
+    if "+" not in m
+}
 
 
 @pytest.mark.parametrize("method", METHODS)

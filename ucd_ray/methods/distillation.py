@@ -6,18 +6,22 @@ ILT's own lambdas and masks are those of its conference version (arXiv 1907.1337
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from ucd_ray.methods.term import Batch, Term
+from ucd_ray.methods.term import Batch, Term, shrink
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 class OutputKD(Term):
-    """LwF and ILT's L'_D: old against new softmax over the old channels, class mean (MiB's code)."""
+    """LwF and ILT's L'_D: old against new softmax over the old channels, class mean (MiB's code).
+
+    With `model.head` sigmoid: old against new sigmoid of each old channel (LwF-MC).
+    """
 
     section: ClassVar[str] = "kd"
 
@@ -31,6 +35,9 @@ class OutputKD(Term):
     """Over old channels: their mean (MiB's code; weights of 10 to 100) or sum (ILT's; weight 1)."""
     pixels: Literal["all", "old"] = "all"
     """All pixels, or those whose label is background or an old class (ILT's mask)."""
+    resolution: Literal["image", "features"] = "image"
+    """Where logits are compared: at image size (published), or before they are upsampled, which is a
+    deviation that costs about 1 / output_stride ** 2 of the time."""
 
     def __call__(self, batch: Batch) -> Tensor:
         """The mean over the chosen pixels; zero, but connected, if there are none."""
@@ -39,20 +46,28 @@ class OutputKD(Term):
             loss_map = loss_map * batch.num_old
         if self.pixels == "all":
             return loss_map.mean()
-        chosen = batch.labels < batch.num_old
+        at_size = self.resolution == "image"
+        labels = batch.labels if at_size else shrink(batch.labels, batch.new.small_logits)
+        chosen = labels < batch.num_old
         return (loss_map * chosen).sum() / chosen.sum().clamp(min=1)
 
     def loss_map(self, batch: Batch) -> Tensor:
         """[B, H, W] divergence of every pixel, the class sum divided by the number of old channels."""
-        from ucd_ray.losses import output_distillation
-
-        return output_distillation(
-            batch.new.logits,
-            batch.teacher.logits,
+        new, old = batch.new, batch.teacher
+        small = self.resolution == "features"
+        return self.losses(batch.head)(
+            new.small_logits if small else new.logits,
+            old.small_logits if small else old.logits,
             alpha=self.alpha,
             temperature=self.temperature,
             reduction="none",
         )
+
+    def losses(self, head: str) -> Callable[..., Tensor]:
+        """The loss function for a kind of classifier output."""
+        from ucd_ray.losses import binary_distillation, output_distillation
+
+        return binary_distillation if head == "sigmoid" else output_distillation
 
 
 class UnbiasedKD(OutputKD):
@@ -61,31 +76,11 @@ class UnbiasedKD(OutputKD):
     weight: Annotated[float, Field(ge=0)] = 10.0
     """Factor of unbiased distillation (published: 100 on VOC 15-1, else 10)."""
 
-    def loss_map(self, batch: Batch) -> Tensor:
-        """[B, H, W], as in OutputKD."""
-        from ucd_ray.losses import unbiased_distillation
+    def losses(self, head: str) -> Callable[..., Tensor]:
+        """As in OutputKD."""
+        from ucd_ray.losses import unbiased_binary_distillation, unbiased_distillation
 
-        return unbiased_distillation(
-            batch.new.logits,
-            batch.teacher.logits,
-            alpha=self.alpha,
-            temperature=self.temperature,
-            reduction="none",
-        )
-
-
-class BinaryKD(Term):
-    """LwF-MC: the new sigmoids of the old channels against the old model's, summed over classes."""
-
-    section: ClassVar[str] = "kd"
-
-    weight: Annotated[float, Field(ge=0)] = 10.0
-    """Factor of the distillation of sigmoids (MiB's code: 10)."""
-
-    def __call__(self, batch: Batch) -> Tensor:
-        from ucd_ray.losses import binary_distillation
-
-        return binary_distillation(batch.new.logits, batch.teacher.logits)
+        return unbiased_binary_distillation if head == "sigmoid" else unbiased_distillation
 
 
 class FeatureKD(Term):

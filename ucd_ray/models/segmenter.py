@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar, cast
 
 import torch
@@ -34,6 +34,8 @@ class SegOutput:
     """[B,Cb,h,w]: the last stage of the backbone."""
     maps: list[Tensor]
     """The maps of all backbone stages, finest first; the last one is body."""
+    stages: list[Tensor] = field(default_factory=list)
+    """Those of the last four stages before their last activation, after `Segmenter.keep_stages`."""
 
 
 class Segmenter(nn.Module):
@@ -59,6 +61,7 @@ class Segmenter(nn.Module):
         self.head = head
         self.classifiers = nn.ModuleList([nn.Conv2d(head.width, num_classes_first, 1)])
         self.register_buffer("mean", 255 * torch.tensor(normalisation.mean).view(1, 3, 1, 1))
+        self.stages_kept = False
         self.register_buffer("std", 255 * torch.tensor(normalisation.std).view(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> SegOutput:
@@ -69,7 +72,13 @@ class Segmenter(nn.Module):
         logits = F.interpolate(
             small_logits, size=images.shape[-2:], mode="bilinear", align_corners=False
         )
-        return SegOutput(logits, small_logits, features, maps[-1], maps)
+        stages = self.backbone.take_stages(maps) if self.stages_kept else []
+        return SegOutput(logits, small_logits, features, maps[-1], maps, stages)
+
+    def keep_stages(self) -> None:
+        """From now on outputs carry `stages`."""
+        self.stages_kept = True
+        self.backbone.keep_stages()
 
     def train(self, mode: bool = True) -> Segmenter:
         """As nn.Module.train, but frozen norms stay in eval mode."""

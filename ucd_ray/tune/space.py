@@ -18,8 +18,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from ucd_ray.config import SECTIONS, Config
 from ucd_ray.errors import ConfigError, did_you_mean
-from ucd_ray.methods import METHODS
-from ucd_ray.recipe import Recipe, check_key, describe, method_keys
+from ucd_ray.methods import ADDED, METHODS
+from ucd_ray.recipe import Recipe, check_key, check_method, describe, method_keys
 from ucd_ray.scenarios import read_scenario
 
 Value = str | int | float | bool | None | list[float] | dict[str, Any]
@@ -106,7 +106,9 @@ class SearchSpace(SpacePart):
 
     def part(self, method: str) -> SpacePart:
         """The part for `method`: keys that only other methods have are left out."""
-        own = self.by_method.get(method) or method_parts().get(method, SpacePart())
+        host = method.removesuffix(ADDED)
+        named = {**method_parts(), **self.by_method}
+        own = named.get(method) or named.get(host) or SpacePart()
         known = set(method_keys(method))
         merged: dict[str, Any] = {}
         for field in ("recipe", "search", "first"):
@@ -259,8 +261,7 @@ def build_spec(
     """
     overrides = dict(overrides or {})
     method = method or overrides.get("method") or space.method
-    if method not in METHODS:
-        raise ConfigError(f"unknown method '{method}'; {did_you_mean(str(method), METHODS)}")
+    check_method(method)
     part = space.part(method)
     recipe = {"scenario": space.scenario, **part.recipe, **overrides, "method": method}
     if str(recipe["scenario"]).endswith((".yaml", ".yml")):  # the file may change or move
