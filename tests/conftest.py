@@ -18,7 +18,7 @@ TINY: dict[str, Any] = {
     "scenario": "shapes-8-2",
     "model.backbone": "test_resnet",
     "model.width": 16,
-    "data.crop": 48,
+    "data.crop": 64,
     "data.batch_size": 4,
     "optim.epochs_base": 2,
     "optim.epochs_new": 2,

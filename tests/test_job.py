@@ -89,8 +89,10 @@ def test_which_classes_follow_changes_the_base_step_unless_overlapped(make_job: 
 
 
 def test_a_last_step_is_scored_on_all_images_so_it_has_another_key(make_job: MakeJob) -> None:
-    alone = make_job(scenario={"dataset": "shapes", "steps": [[1, 2]]})
-    followed = make_job(scenario={"dataset": "shapes", "steps": [[1, 2], [3]]})
+    alone, followed = (
+        make_job(method="finetune", scenario={"dataset": "shapes", "steps": steps})
+        for steps in ([[1, 2]], [[1, 2], [3]])
+    )
     assert text(alone) != text(followed)
 
 

@@ -73,7 +73,7 @@ def kinds(reports: list[Report]) -> list[str]:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_runs_over_all_steps(make_job: MakeJob, method: str) -> None:
-    short = {"optim.iterations_base": 2, "optim.iterations_new": 1}
+    short = {"optim.iterations_base": 2, "optim.iterations_new": 1, "data.crop": 64}
     job = make_job(method=method, **short)
     steps = list(step_reports(reports_of(job)))
     assert [step["step"] for step in steps] == list(range(len(job.recipe.steps.steps)))
@@ -251,7 +251,7 @@ def test_joint_learns_everything_at_once_and_is_measured_by_the_same_groups(
 
 
 def test_selecting_on_val_trains_on_all_images_and_scores_val(make_job: MakeJob) -> None:
-    short = {"optim.iterations_base": 2, "optim.iterations_new": 1}
+    short = {"optim.iterations_base": 2, "optim.iterations_new": 1, "data.crop": 64}
     held, all_images = make_job(**short), make_job(1, **short, **{"eval.select_on": "val"})
     assert len(all_images.plan[0].train) > len(held.plan[0].train)
     for step in step_reports(reports_of(all_images)):

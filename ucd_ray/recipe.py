@@ -90,7 +90,7 @@ class Recipe(Config):
                 f"method '{method}' distils from the model of the step before, but scenario "
                 f"'{scenario.name}' has step 0 only; use finetune or joint, or a scenario with more steps"
             )
-        return cls(
+        recipe = cls(
             scenario=scenario,
             setting=_setting(values.get("setting", "overlapped")),
             method=method,
@@ -101,6 +101,9 @@ class Recipe(Config):
             ),
             **{name: _build(section, name, groups[name]) for name, section in SECTIONS.items()},
         )
+        for term in recipe.terms:
+            term.check(recipe.data.crop, recipe.model.output_stride)
+        return recipe
 
     def with_overrides(self, values: Mapping[str, Any]) -> Self:
         """This recipe with other values under some flat keys.  Raises ConfigError."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
+from ucd_ray.errors import ConfigError
 from ucd_ray.methods.term import Batch, Term
 
 if TYPE_CHECKING:
@@ -29,8 +30,17 @@ class POD(Term):
     """Factor of the five feature maps (published: 0.01 on VOC, 0.001 on ADE20K)."""
     logit_weight: Annotated[float, Field(ge=0)] = 0.0005
     """Factor of the map of logits (published: 0.0005 on VOC, 0.00001 on ADE20K)."""
-    scales: tuple[Annotated[int, Field(gt=0)], ...] = (1, 2, 4)
+    scales: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1)] = (1, 2, 4)
     """Into how many strips per side a map is cut (published: 1, 2, 4)."""
+
+    def check(self, crop: int, output_stride: int) -> None:
+        """A map cannot be cut into more strips than it has rows."""
+        side = math.ceil(crop / output_stride)
+        if max(self.scales) > side:
+            raise ConfigError(
+                f"pod.scales ({max(self.scales)}) is more than the {side} rows of a map: data.crop "
+                f"({crop}) / model.output_stride ({output_stride}); use smaller scales or a larger crop"
+            )
 
     def weighted(self, batch: Batch) -> Tensor:
         """Both kinds of maps with their factors."""

@@ -54,7 +54,9 @@ class Prototypes(Memory):
 
     @torch.no_grad()
     def see(self, batch: Batch, ranks: Reducer) -> None:
-        """Adds the new classes' pixels of this batch, of all ranks."""
+        """Adds the new classes' pixels of this batch, of all ranks; step 0 has its pass afterwards."""
+        if batch.old is None:
+            return
         body = batch.new.body
         classes = shrink(batch.labels, body)
         self._add(ranks.sum(self._sums(body, classes, batch.num_old, self.num_classes)))

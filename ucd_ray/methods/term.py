@@ -96,6 +96,9 @@ class Term(Config):
         """The summand of the loss."""
         return self.weight * self(batch)
 
+    def check(self, crop: int, output_stride: int) -> None:
+        """Raises ConfigError if the term cannot see crops of that many pixels."""
+
     def memory(self) -> Memory | None:
         """A new, empty memory, if the term keeps something from step to step."""
         return None
