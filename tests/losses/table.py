@@ -16,7 +16,7 @@ SIZE = (4, 6)
 
 @dataclass(frozen=True)
 class Sample:
-    """What both models make of a batch; logits and features at one size, D = C = 5 for weights."""
+    """What both models make of a batch; logits and features at one size, 5 channels and 4 features."""
 
     logits: Tensor  # [B, 5, h, w]
     features: Tensor  # [B, 4, h, w], not negative
