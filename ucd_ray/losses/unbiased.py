@@ -1,0 +1,338 @@
+"""MiB's two losses at once: unbiased cross-entropy and unbiased distillation, fast and small.
+
+A softmax over background, old and new classes needs three numbers per pixel: the background logit
+and the log-sum-exp over the old and over the new classes. From them follow both losses, and with
+the logits also the gradient. So the forward pass keeps these numbers only, and the backward pass
+makes the gradient of any weighting of the two losses in one go. Both work piece by piece: on a CPU
+a piece stays in the cache, on a GPU its operations are fused by torch.compile where that works.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ucd_ray.errors import ConfigError
+from ucd_ray.losses.common import (
+    check_choice,
+    check_labels,
+    check_logits,
+    check_positive,
+    compute_dtype,
+)
+
+REDUCTIONS = ("mean", "valid")
+CPU_PIECE = 2**19  # new logits in a piece: its few temporaries, 2 MiB each, stay in the cache
+GPU_PIECES = 8  # few launches, and each temporary is at most an eighth of the logits ...
+GPU_PIECE = 2**20  # ... unless they are so few that memory does not matter
+
+
+def unbiased_losses(
+    new_logits: Tensor,
+    old_logits: Tensor,
+    labels: Tensor,
+    *,
+    alpha: float = 1.0,
+    temperature: float = 1.0,
+    ignore_index: int = 255,
+    reduction: str = "mean",
+) -> tuple[Tensor, Tensor]:
+    """`unbiased_cross_entropy` and `unbiased_distillation`, values and gradients, in one pass.
+
+    new_logits: [B, C, H, W]
+    old_logits: [B, num_old, H, W], no gradient; alpha and temperature act on the distillation alone
+    labels: [B, H, W] int64; 0 .. num_old-1 all count as background
+    reduction: of the cross-entropy, "mean" over all positions or "valid" over those not ignored;
+        the distillation is always the mean over all positions
+    Returns two scalars in nats, which may get different gradients from above. Besides the inputs,
+    three numbers per pixel (five unless temperature is 1) live until backward, which then makes the
+    gradient; channels_last logits get a channels_last gradient.
+    Raises ConfigError for an unknown reduction, an alpha or temperature that is not above 0, shapes
+    that do not fit, fewer new than old channels, and on the CPU for labels that are no channel.
+    """
+    knobs = _Knobs(old_logits.shape[1], ignore_index, alpha, temperature)
+    _check(new_logits, old_logits, labels, knobs, reduction)
+    with torch.autocast(new_logits.device.type, enabled=False):
+        losses: tuple[Tensor, Tensor] = _UnbiasedLosses.apply(
+            new_logits, old_logits.detach(), labels, knobs, reduction
+        )
+    return losses
+
+
+class _Knobs(NamedTuple):
+    num_old: int
+    ignore_index: int
+    alpha: float
+    temperature: float
+
+
+class _UnbiasedLosses(torch.autograd.Function):
+    """Sums over pieces in forward; in backward the gradient, from the kept log-sums."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, new: Tensor, old: Tensor, labels: Tensor, knobs: _Knobs, reduction: str
+    ) -> tuple[Tensor, Tensor]:
+        positions = labels.numel()
+        counted: Tensor | int = positions
+        if reduction == "valid":
+            counted = (labels != knobs.ignore_index).sum().clamp(min=1)
+        scales = (1 / counted, knobs.temperature**2 / knobs.num_old / positions)
+
+        num_kept = 3 if knobs.temperature == 1 else 5
+        shape = (len(new), num_kept, positions // len(new))
+        kept = torch.empty(shape, dtype=compute_dtype(new), device=new.device)
+        values = _fused(_values, new.device)
+        sums = kept.new_zeros(2)
+        for at in _pieces(new):
+            sums += values(*_at(at, new, old, labels), kept[at], knobs)
+        if ctx.needs_input_grad[0]:
+            _keep(ctx, new, old, labels, kept)
+            ctx.knobs, ctx.scales = knobs, scales
+        return sums[0] * scales[0], sums[1] * scales[1]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        new, old, labels, kept = _kept(ctx)
+        weights = [grad * scale for grad, scale in zip(grad_outputs, ctx.scales, strict=True)]
+        like = torch.channels_last if _is_channels_last(new) else torch.contiguous_format
+        gradient = torch.empty_like(new, memory_format=like)
+        fill = _fused(_fill_gradient, new.device)
+        for at in _pieces(new):
+            out = gradient.flatten(2)[at]
+            fill(out, *_at(at, new, old, labels), kept[at], *weights, ctx.knobs)
+        return gradient, None, None, None, None
+
+
+class _LogSums(NamedTuple):
+    """Of [b, C, n] logits, each [b, n]; -inf for a group without classes."""
+
+    background: Tensor
+    old: Tensor
+    new: Tensor
+
+    @property
+    def known(self) -> Tensor:
+        """Background and old classes: background, in the cross-entropy."""
+        return torch.logaddexp(self.background, self.old)
+
+    @property
+    def unknown(self) -> Tensor:
+        """Background and new classes: background, in the distillation."""
+        return torch.logaddexp(self.background, self.new)
+
+
+# The derivatives of a loss with respect to the background logit and to the log-sums of the old and
+# new classes: its gradient, but for what differs between the classes of a group.
+_Slopes = tuple[Tensor, Tensor, Tensor]
+
+
+def _values(new: Tensor, old: Tensor, labels: Tensor, kept: Tensor, knobs: _Knobs) -> Tensor:
+    """[2]: the sums over pixels of cross-entropy and distillation, the latter over classes too.
+
+    new: [b, C, n]; old: [b, num_old, n]; labels: [b, n]
+    kept: [b, 3 or 5, n], filled with what the gradient needs: the teacher's log-sum and those of
+        the old and new classes, at temperature 1 and, if it is another, at that
+    """
+    num_old = knobs.num_old
+    sums = _log_sums(new, num_old)
+    scaled, scaled_sums, keep = new, sums, [sums.old, sums.new]
+    if knobs.temperature != 1:
+        scaled = new / knobs.temperature
+        scaled_sums = _log_sums(scaled, num_old)
+        keep += [scaled_sums.old, scaled_sums.new]
+
+    is_valid, is_new = _kinds(labels, knobs)
+    at = labels.clamp(min=num_old).where(is_new, 0).unsqueeze(1)
+    truth = torch.where(is_new, new.gather(1, at).squeeze(1), sums.known)
+    cross_entropy = (torch.logaddexp(sums.known, sums.new) - truth) * is_valid
+
+    teacher = _sharpened(old, knobs)
+    maximum = teacher.amax(dim=1)
+    teacher = (teacher - maximum.unsqueeze(1)).exp_()
+    total = teacher.sum(dim=1)
+    agreement = (teacher[:, 1:] * scaled[:, 1:num_old]).sum(dim=1)
+    agreement = (agreement + teacher[:, 0] * scaled_sums.unknown) / total
+    distillation = torch.logaddexp(scaled_sums.known, scaled_sums.new) - agreement
+
+    kept.copy_(torch.stack([maximum + total.log(), *keep], dim=1))
+    return torch.stack([cross_entropy.sum(), distillation.sum()])
+
+
+def _fill_gradient(
+    out: Tensor,
+    new: Tensor,
+    old: Tensor,
+    labels: Tensor,
+    kept: Tensor,
+    ce_weight: Tensor,
+    kd_weight: Tensor,
+    knobs: _Knobs,
+) -> None:
+    """Write the gradient of the two weighted sums of `_values` to out, [b, C, n]."""
+    num_old = knobs.num_old
+    sums = _LogSums(new[:, 0], kept[:, 1], kept[:, 2])
+    _, is_new = _kinds(labels, knobs)
+    kd_weight = kd_weight / knobs.temperature
+    teacher = (_sharpened(old, knobs) - kept[:, :1]).exp_().mul_(kd_weight)
+
+    ce_slopes = _cross_entropy_slopes(sums, labels, ce_weight, knobs)
+    if knobs.temperature == 1:
+        kd_slopes = _distillation_slopes(sums, teacher[:, 0], kd_weight)
+        both = [ce + kd for ce, kd in zip(ce_slopes, kd_slopes, strict=True)]
+        background, old_part, new_part = _by_class(new, sums, both, num_old)
+    else:
+        scaled = new / knobs.temperature
+        scaled_sums = _LogSums(scaled[:, 0], kept[:, 3], kept[:, 4])
+        kd_slopes = _distillation_slopes(scaled_sums, teacher[:, 0], kd_weight)
+        parts = zip(
+            _by_class(new, sums, ce_slopes, num_old),
+            _by_class(scaled, scaled_sums, kd_slopes, num_old),
+            strict=True,
+        )
+        background, old_part, new_part = [ce + kd for ce, kd in parts]
+
+    truth = labels.where(is_new, -1).unsqueeze(1)
+    classes = torch.arange(num_old, new.shape[1], device=labels.device).unsqueeze(1)
+    out[:, :1] = background
+    out[:, 1:num_old] = old_part - teacher[:, 1:]
+    out[:, num_old:] = new_part - (classes == truth) * ce_weight
+
+
+def _log_sums(logits: Tensor, num_old: int) -> _LogSums:
+    old, new = logits[:, 1:num_old], logits[:, num_old:]
+    return _LogSums(logits[:, 0], old.logsumexp(dim=1), new.logsumexp(dim=1))
+
+
+def _kinds(labels: Tensor, knobs: _Knobs) -> tuple[Tensor, Tensor]:
+    """[b, n] bool: pixels that are not ignored, and those of them with a new class."""
+    is_valid = labels != knobs.ignore_index
+    return is_valid, is_valid & (labels >= knobs.num_old)
+
+
+def _sharpened(old: Tensor, knobs: _Knobs) -> Tensor:
+    """The old logits of which the teacher is the softmax."""
+    sharpness = knobs.alpha / knobs.temperature
+    return old if sharpness == 1 else old * sharpness
+
+
+def _cross_entropy_slopes(sums: _LogSums, labels: Tensor, weight: Tensor, knobs: _Knobs) -> _Slopes:
+    """Those of the log-sum of all classes, less that of `known` where the label says background."""
+    is_valid, is_new = _kinds(labels, knobs)
+    q_new = (sums.new - sums.known).sigmoid() * is_valid
+    q_old_of_known = (sums.old - sums.background).sigmoid()
+    known = (is_new.to(q_new.dtype) - q_new) * weight
+    old = known * q_old_of_known
+    return known - old, old, q_new * weight
+
+
+def _distillation_slopes(sums: _LogSums, background: Tensor, weight: Tensor) -> _Slopes:
+    """Those of the log-sum of all classes, less the teacher's background times that of `unknown`.
+
+    background: [b, n], the teacher's probability of background times the weight
+    """
+    q_new = (sums.new - sums.known).sigmoid()
+    q_old_of_known = (sums.old - sums.background).sigmoid()
+    q_new_of_unknown = (sums.new - sums.background).sigmoid()
+    known = (1 - q_new) * weight
+    old = known * q_old_of_known
+    new_share = background * q_new_of_unknown
+    return known - old - (background - new_share), old, q_new * weight - new_share
+
+
+def _by_class(
+    logits: Tensor, sums: _LogSums, slopes: Sequence[Tensor], num_old: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Slopes spread over the classes of each group by their softmax: [b, classes, n] each."""
+    background, old, new = (slope.unsqueeze(1) for slope in slopes)
+    old_softmax = (logits[:, 1:num_old] - sums.old.unsqueeze(1)).exp_()
+    new_softmax = (logits[:, num_old:] - sums.new.unsqueeze(1)).exp_()
+    return background, old_softmax.mul_(old), new_softmax.mul_(new)
+
+
+def _pieces(logits: Tensor) -> Iterator[tuple[slice, slice, slice]]:
+    """Index ranges into [B, C, H*W] that cover it: whole images if they are small enough."""
+    num_images, num_channels, height, width = logits.shape
+    size = CPU_PIECE if logits.is_cpu else max(GPU_PIECE, logits.numel() // GPU_PIECES)
+    limit = max(1, size // num_channels)
+    pixels = height * width
+    images = max(1, limit // max(1, pixels))
+    for image in range(0, num_images, images):
+        for pixel in range(0, pixels, limit):
+            yield slice(image, image + images), slice(None), slice(pixel, pixel + limit)
+
+
+def _at(
+    piece: tuple[slice, slice, slice], new: Tensor, old: Tensor, labels: Tensor
+) -> list[Tensor]:
+    """The inputs there, logits in the precision of the loss and, on a CPU, channel by channel."""
+    logits = []
+    for maps in (new, old):
+        part = maps.flatten(2)[piece].to(compute_dtype(new))
+        logits.append(part.contiguous() if part.is_cpu and part.stride(2) != 1 else part)
+    return [*logits, labels.flatten(1)[piece[0], piece[2]]]
+
+
+def _is_channels_last(maps: Tensor) -> bool:
+    channels_last = maps.is_contiguous(memory_format=torch.channels_last)
+    return channels_last and not maps.is_contiguous()
+
+
+def _keep(ctx: Any, *tensors: Tensor) -> None:
+    """Save for backward, also tensors of a model under inference mode, which autograd refuses."""
+    ctx.constants = [tensor if tensor.is_inference() else None for tensor in tensors]
+    ctx.save_for_backward(*[None if tensor.is_inference() else tensor for tensor in tensors])
+
+
+def _kept(ctx: Any) -> list[Tensor]:
+    pairs = zip(ctx.saved_tensors, ctx.constants, strict=True)
+    return [constant if saved is None else saved for saved, constant in pairs]
+
+
+def _fused(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
+    """On a GPU the function compiled to few kernels, as long as that works; else as it is."""
+    return _compiled(function) if device.type == "cuda" else function
+
+
+@functools.cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    compiled = torch.compile(function, dynamic=True)
+    works = True
+
+    def call(*arguments: Any) -> Any:
+        nonlocal works
+        if works:
+            try:
+                return compiled(*arguments)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # of the compiler, Triton or the C compiler it starts
+                works = False
+                warnings.warn(
+                    f"torch.compile of the unbiased losses failed, they run unfused: {error}",
+                    stacklevel=2,
+                )
+        return function(*arguments)
+
+    return call
+
+
+def _check(new: Tensor, old: Tensor, labels: Tensor, knobs: _Knobs, reduction: str) -> None:
+    check_choice("reduction", reduction, REDUCTIONS)
+    check_positive("alpha", knobs.alpha)
+    check_positive("temperature", knobs.temperature)
+    check_logits(new, old)
+    batch, channels, height, width = new.shape
+    if not new.numel():
+        raise ConfigError(
+            f"new_logits {list(new.shape)} hold no pixel: there is nothing to average"
+        )
+    ignore_index = knobs.ignore_index
+    check_labels("labels", labels, batch, height, width, limit=channels, ignore_index=ignore_index)
