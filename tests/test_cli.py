@@ -306,9 +306,38 @@ def test_a_dry_run_shows_the_plan_and_trains_nothing(
     code, output, errors = run(*tiny("train", data=shapes), "--dry-run")
     assert code == 0, errors
     assert "GiB" in output
+    words = " ".join(output.split())
+    assert "base step: shared with finetune, frozen, lwf, ilt, mib, plop, sdr, ewc" in words
+    assert "not yet in the step cache" in words
     rows = [line for line in output.splitlines() if line.startswith("│")]
     assert len(rows) == 3
     assert not (own_home / "steps").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        ("lwf-mc", "base step: shared with lwf-mc+ucd;"),
+        ("ilt-output", "base step: shared with ilt-feature, ilt-freeze,"),
+        ("pi", "keeps pi: during training, from step 0 on"),
+        ("plop", "keeps medians: a pass before each later step"),
+        ("joint", "base step: of its own;"),
+    ],
+)
+def test_a_dry_run_says_whose_base_step_it_shares_and_what_it_keeps(
+    run: Run, shapes: Prepared, method: str, told: str
+) -> None:
+    code, output, errors = run(*tiny("train", data=shapes), "--method", method, "--dry-run")
+    assert code == 0, errors
+    assert told in " ".join(output.split())
+
+
+def test_a_dry_run_says_that_the_base_step_is_there(run: Run, shapes: Prepared) -> None:
+    short = ["--set", "optim.iterations_base=2", "--set", "optim.iterations_new=1"]
+    run(*tiny("train", data=shapes), *short)
+    code, output, _ = run(*tiny("train", data=shapes), *short, "--method", "lwf", "--dry-run")
+    assert code == 0
+    assert "; in the step cache" in " ".join(output.split())
 
 
 def test_training_shows_every_step_and_continues_from_the_cache(

@@ -94,8 +94,7 @@ class _Run:
         return reports
 
     def _on_pass(self, step: int, name: str) -> None:
-        images = sum(len(self.job.plan[s].train) for s in (step - 1, step))
-        self.context.report({"kind": "pass", "step": step, "name": name, "images": images})
+        self.context.report({"kind": "pass", "step": step, "name": name})
 
     def _key(self, step: int) -> dict[str, Any]:
         return self.job.step_key(step, precision=self.runtime.precision)

@@ -84,6 +84,11 @@ class Progress:
         self.running[who] = line
         self.say(f"{who} {line}")
 
+    def _on_pass(self, who: str, report: dict[str, Any]) -> None:
+        line = pass_line(report)
+        self.running[who] = line
+        self.say(f"{who} {line}")
+
     def _on_step(self, who: str, report: dict[str, Any]) -> None:
         means = report["select"]["means"]
         where = "from the step cache" if report["cached"] else f"{report['seconds']:.1f} s"
@@ -123,6 +128,11 @@ def epoch_line(report: dict[str, Any]) -> str:
         f"step {report['step']} epoch {report['epoch']}/{report['epochs']}: {losses}{value}  "
         f"{report['images_per_s']:.1f} images/s  {report['seconds_left']:.0f} s left"
     )
+
+
+def pass_line(report: dict[str, Any]) -> str:
+    """A pass over images before a step, in one line."""
+    return f"step {report['step']} begins with a pass over its images or the last step's: {report['name']}"
 
 
 def show_params(params: dict[str, Any]) -> str:

@@ -10,14 +10,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ucd_ray.checkpoint import Store, TrialStore
+from ucd_ray.checkpoint import StepCache, Store, TrialStore
 from ucd_ray.errors import UcdRayError
 from ucd_ray.job import Job
+from ucd_ray.methods import ADDED, METHODS
 from ucd_ray.recipe import Recipe, schedule
 from ucd_ray.tune.cluster import check_local, connect, private_head_needed
 from ucd_ray.tune.places import places
 from ucd_ray.tune.prepare import prepare_job
-from ucd_ray.tune.progress import epoch_line
+from ucd_ray.tune.progress import epoch_line, pass_line
 from ucd_ray.tune.space import StudySpec
 
 
@@ -75,6 +76,8 @@ class _Listener:
                 self.say(note)
         elif kind == "epoch":
             self.say(epoch_line(report))
+        elif kind == "pass":
+            self.say(pass_line(report))
         elif kind == "step":
             self.steps.append(report)
             where = "from the step cache" if report["cached"] else f"{report['seconds']:.1f} s"
@@ -125,9 +128,13 @@ def plan_table(recipe: Recipe, *, workers: int) -> Table:
     gib = training_bytes(recipe, workers=workers, low_precision=low) / 2**30
     table = Table(
         title=f"{recipe.scenario.name} {recipe.setting} {recipe.method}",
-        caption=(
-            f"{workers} worker(s), batch {recipe.data.batch_size}, about {gib:.1f} GiB each "
-            f"({runtime.reason})"
+        caption="\n".join(
+            (
+                f"{workers} worker(s), batch {recipe.data.batch_size}, about {gib:.1f} GiB each "
+                f"({runtime.reason})",
+                base_line(job, precision=runtime.precision),
+                *memory_lines(recipe),
+            )
         ),
     )
     for column in ("step", "new classes", "images", "hold-out", "val", "iterations", "epochs"):
@@ -141,6 +148,34 @@ def plan_table(recipe: Recipe, *, workers: int) -> Table:
         numbers = (*counts, plan.iterations, plan.epochs)
         table.add_row(str(step), few, *map(str, numbers))
     return table
+
+
+def base_line(job: Job, *, precision: str) -> str:
+    """Which methods have the same step 0 as this job, and whether it is in the step cache."""
+    recipe = job.recipe
+    mine = (recipe.acting_until(0), recipe.steps.steps[0])
+    others = []
+    for method in METHODS:
+        other = recipe.with_overrides({"method": method})
+        if method != recipe.method and (other.acting_until(0), other.steps.steps[0]) == mine:
+            others.append(method)
+    alone = [name for name in others if ADDED not in name]
+    shared = f"shared with {', '.join(alone)}, most also {ADDED}" if alone else "of its own"
+    if others and not alone:
+        shared = f"shared with {', '.join(others)}"
+    cached = StepCache(job.open_cache()).has(job.step_key(0, precision=precision))
+    return f"base step: {shared}; {'in' if cached else 'not yet in'} the step cache"
+
+
+def memory_lines(recipe: Recipe) -> list[str]:
+    """What the method keeps from step to step, and when it is made."""
+    if len(recipe.steps.steps) == 1:
+        return []
+    return [
+        f"keeps {name}: "
+        + ("during training, from step 0 on" if memory.watches else "a pass before each later step")
+        for name, memory in recipe.memories().items()
+    ]
 
 
 def result_table(result: RunResult) -> Table:
