@@ -83,31 +83,31 @@ class _UnbiasedLosses(torch.autograd.Function):
         counted: Tensor | int = positions
         if reduction == "valid":
             counted = (labels != knobs.ignore_index).sum().clamp(min=1)
-        scales = (1 / counted, knobs.temperature**2 / knobs.num_old / positions)
+        divisors = (counted, positions * knobs.num_old / knobs.temperature**2)
 
         num_kept = 3 if knobs.temperature == 1 else 5
         shape = (len(new), num_kept, positions // len(new))
         kept = torch.empty(shape, dtype=compute_dtype(new), device=new.device)
         values = _fused(_values, new.device)
         sums = kept.new_zeros(2)
-        for at in _pieces(new):
-            sums += values(*_at(at, new, old, labels), kept[at], knobs)
+        for at, *inputs in _pieces(new, old, labels):
+            sums += values(*inputs, kept[at], knobs)
         if ctx.needs_input_grad[0]:
             _keep(ctx, new, old, labels, kept)
-            ctx.knobs, ctx.scales = knobs, scales
-        return sums[0] * scales[0], sums[1] * scales[1]
+            ctx.knobs, ctx.divisors = knobs, divisors
+        return sums[0] / divisors[0], sums[1] / divisors[1]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         new, old, labels, kept = _kept(ctx)
-        weights = [grad * scale for grad, scale in zip(grad_outputs, ctx.scales, strict=True)]
+        weights = [grad / by for grad, by in zip(grad_outputs, ctx.divisors, strict=True)]
         like = torch.channels_last if _is_channels_last(new) else torch.contiguous_format
         gradient = torch.empty_like(new, memory_format=like)
+        flat_gradient = gradient.flatten(2)  # a view, in either format
         fill = _fused(_fill_gradient, new.device)
-        for at in _pieces(new):
-            out = gradient.flatten(2)[at]
-            fill(out, *_at(at, new, old, labels), kept[at], *weights, ctx.knobs)
+        for at, *inputs in _pieces(new, old, labels):
+            fill(flat_gradient[at], *inputs, kept[at], *weights, ctx.knobs)
         return gradient, None, None, None, None
 
 
@@ -257,27 +257,29 @@ def _by_class(
     return background, old_softmax.mul_(old), new_softmax.mul_(new)
 
 
-def _pieces(logits: Tensor) -> Iterator[tuple[slice, slice, slice]]:
-    """Index ranges into [B, C, H*W] that cover it: whole images if they are small enough."""
-    num_images, num_channels, height, width = logits.shape
-    size = CPU_PIECE if logits.is_cpu else max(GPU_PIECE, logits.numel() // GPU_PIECES)
+def _pieces(
+    new: Tensor, old: Tensor, labels: Tensor
+) -> Iterator[tuple[Any, Tensor, Tensor, Tensor]]:
+    """Pieces of [B, C, H*W], whole images if they are small: where they are, and the inputs there.
+
+    Logits are in the precision of the loss and, on a CPU, channel by channel.
+    """
+    dtype = compute_dtype(new)
+    new, old, labels = new.flatten(2), old.flatten(2), labels.flatten(1)
+    num_images, num_channels, pixels = new.shape
+    size = CPU_PIECE if new.is_cpu else max(GPU_PIECE, new.numel() // GPU_PIECES)
     limit = max(1, size // num_channels)
-    pixels = height * width
-    images = max(1, limit // max(1, pixels))
+    images = max(1, limit // pixels)
     for image in range(0, num_images, images):
         for pixel in range(0, pixels, limit):
-            yield slice(image, image + images), slice(None), slice(pixel, pixel + limit)
+            rows, columns = slice(image, image + images), slice(pixel, pixel + limit)
+            at = rows, slice(None), columns
+            new_here, old_here = _planar(new[at].to(dtype)), _planar(old[at].to(dtype))
+            yield at, new_here, old_here, labels[rows, columns]
 
 
-def _at(
-    piece: tuple[slice, slice, slice], new: Tensor, old: Tensor, labels: Tensor
-) -> list[Tensor]:
-    """The inputs there, logits in the precision of the loss and, on a CPU, channel by channel."""
-    logits = []
-    for maps in (new, old):
-        part = maps.flatten(2)[piece].to(compute_dtype(new))
-        logits.append(part.contiguous() if part.is_cpu and part.stride(2) != 1 else part)
-    return [*logits, labels.flatten(1)[piece[0], piece[2]]]
+def _planar(logits: Tensor) -> Tensor:
+    return logits.contiguous() if logits.is_cpu and logits.stride(2) != 1 else logits
 
 
 def _is_channels_last(maps: Tensor) -> bool:
