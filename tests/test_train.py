@@ -13,10 +13,13 @@ import torch
 
 from tests.conftest import MakeJob
 from ucd_ray import metrics
-from ucd_ray.checkpoint import StepCache, Store, TrialStore
+from ucd_ray.checkpoint import StepCache, Store, TrialStore, key_digest
 from ucd_ray.errors import CheckpointError
 from ucd_ray.job import Job
+from ucd_ray.learner import Ranks
+from ucd_ray.memories import Memories
 from ucd_ray.methods import METHODS
+from ucd_ray.runtime import choose_runtime
 from ucd_ray.train import LocalContext, Report, TrialStopped, step_reports, train_run
 
 
@@ -182,14 +185,89 @@ def test_damaged_weights_in_the_cache_stop_the_run(make_job: MakeJob) -> None:
         reports_of(replace(job, until=1))
 
 
+# What methods keep beside the weights.
+
+MEMORIES = {"plop": "medians", "sdr": "prototypes", "ewc": "ewc", "pi": "pi", "rw": "rw"}
+SHORT = {"optim.iterations_base": 3, "optim.iterations_new": 2}
+
+
+def passes(reports: list[Report]) -> list[tuple[str, int]]:
+    return [(r["name"], r["step"]) for r in reports if r["kind"] == "pass"]
+
+
+def forget(job: Job, step: int) -> None:
+    """Removes the memory that enters `step` from the cache."""
+    ranks = Ranks()
+    memories = Memories(job, StepCache(job.open_cache()), choose_runtime(job.recipe.compute), ranks)
+    key = memories.key(MEMORIES[job.recipe.method], step)
+    assert memories.cache.has(key)
+    memories.cache.store.delete(key_digest(key))
+
+
+@pytest.mark.parametrize("method", ["plop", "sdr", "ewc"])
+def test_a_pass_is_made_once_for_all_runs_that_share_its_step(
+    make_job: MakeJob, method: str
+) -> None:
+    name = MEMORIES[method]
+    first = reports_of(make_job(method=method, **SHORT))
+    assert passes(first) == [(name, 1), (name, 2)]
+    key = "pod.weight" if method == "plop" else "ce.weight" if method == "sdr" else "ewc.weight"
+    other = reports_of(make_job(1, method=method, **SHORT, **{key: 0.125, "ce.weight": 1.0}))
+    assert passes(other) == ([(name, 2)] if key != "ce.weight" else [])
+
+
+@pytest.mark.parametrize("method", ["pi", "rw"])
+def test_a_method_that_watches_training_has_a_base_step_of_its_own(
+    make_job: MakeJob, method: str
+) -> None:
+    plain = make_job(method="finetune", **SHORT, until=0)
+    reports_of(plain)
+    job = make_job(1, method=method, **SHORT)
+    assert [step["cached"] for step in step_reports(reports_of(job))] == [False] * 3
+    one, other = weights_of(plain, 0), weights_of(job, 0)
+    assert all(torch.equal(one[name], other[name]) for name in one)  # watching changes nothing
+    again = make_job(2, method=method, **SHORT, **{f"{method}.weight": 1.0})
+    assert [step["cached"] for step in step_reports(reports_of(again))] == [True, False, False]
+
+
+@pytest.mark.parametrize("method", MEMORIES)
+@pytest.mark.parametrize("lost", [1, 2])
+def test_a_lost_memory_is_made_again_from_the_last_step_that_allows_it(
+    make_job: MakeJob, method: str, lost: int
+) -> None:
+    job = make_job(method=method, **SHORT)
+    expected = reports_of(make_job(method=method, **SHORT))
+    StepCache(job.open_cache()).store.delete(key_digest(job.step_key(2, precision="float32")))
+    forget(job, lost)
+    first = reports_of(job)[0]["first_step"]
+    watches = method in ("pi", "rw")
+    assert first == ((1 if lost == 2 else 2) if watches else 2)
+    assert same(measured(reports_of(job)), measured(expected))
+
+
 # Continuation.
 
 
-@pytest.mark.parametrize("saves", [1, 2, 3, 6])
+@pytest.mark.parametrize(
+    ("method", "saves"),
+    [
+        *(("mib+ucd", saves) for saves in (1, 2, 3, 6)),
+        *(
+            ("plop", 3),
+            ("sdr", 3),
+            ("sdr", 6),
+            ("ewc", 6),
+            ("pi", 1),
+            ("pi", 4),
+            ("rw", 1),
+            ("rw", 5),
+        ),
+    ],
+)
 def test_a_killed_run_continues_to_the_same_result(
-    make_job: MakeJob, tmp_path: Path, saves: int
+    make_job: MakeJob, tmp_path: Path, method: str, saves: int
 ) -> None:
-    job = make_job(method="mib+ucd", **{"optim.iterations_base": 5, "optim.iterations_new": 4})
+    job = make_job(method=method, **{"optim.iterations_base": 5, "optim.iterations_new": 4})
     whole = elsewhere(job, tmp_path)
     expected = hosted(whole)
     with pytest.raises(Killed):

@@ -91,9 +91,7 @@ def test_later_steps_add_their_classes_and_leave_older_prototypes_alone(visit: V
     memory = Prototypes()
     memory.collect(visit)
     before = memory.means.clone()
-    later = Visit(
-        visit.model, 2, batches(5, OLD + NEW), visit.coming, (OLD, NEW, 1), Alone()
-    )
+    later = Visit(visit.model, 2, batches(5, OLD + NEW), visit.coming, (OLD, NEW, 1), Alone())
     memory.collect(later)
     assert memory.num_classes == OLD + NEW + 1
     assert torch.equal(memory.means[:OLD], before[:OLD])

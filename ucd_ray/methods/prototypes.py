@@ -38,7 +38,7 @@ class Prototypes(Memory):
     @property
     def means(self) -> Tensor:
         """[C, D] the prototypes, zero for classes not seen yet."""
-        return self.sums["body"] / self.counts.clamp(min=1)[:, None]
+        return (self.sums["body"] / self.counts.clamp(min=1)[:, None]).float()
 
     @torch.no_grad()
     def collect(self, visit: Visit) -> None:
@@ -70,11 +70,11 @@ class Prototypes(Memory):
 
     def _add(self, found: Tensor) -> None:
         if not self.sums:
-            self.sums["body"] = found.new_zeros(0, found.shape[1] - 1, dtype=torch.float32)
-            self.count["body"] = found.new_zeros(0, dtype=torch.float32)
+            self.sums["body"] = found.new_zeros(0, found.shape[1] - 1, dtype=torch.float64)
+            self.count["body"] = found.new_zeros(0, dtype=torch.float64)
         self._resize(len(found))
-        self.sums["body"][: len(found)] += found[:, :-1].float()
-        self.count["body"][: len(found)] += found[:, -1].float()
+        self.sums["body"][: len(found)] += found[:, :-1]
+        self.count["body"][: len(found)] += found[:, -1]
 
     def _resize(self, num_classes: int) -> None:
         """Rows for `num_classes` channels."""
