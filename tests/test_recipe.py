@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -99,6 +100,41 @@ def test_a_value_out_of_range_is_refused_with_key_and_value(key: str, value: Any
 def test_an_unknown_method_is_refused(method: Any) -> None:
     with pytest.raises(ConfigError, match=f"unknown method '{method}'"):
         tiny_recipe(method=method)
+
+
+@pytest.mark.parametrize(
+    ("method", "hint"),
+    [
+        ("ewc+ucd+xyz", r"only \+ucd can be added"),
+        ("mib+plop", r"only \+ucd can be added"),
+        ("ucd+ucd", r"only \+ucd can be added"),
+        ("finetune+ucd", "is called 'ucd'"),
+        ("joint+ucd", "joint has no old model"),
+        ("plopp", "did you mean 'plop'"),
+    ],
+)
+def test_a_combination_that_does_not_exist_names_those_that_do(method: str, hint: str) -> None:
+    with pytest.raises(ConfigError, match=hint) as caught:
+        tiny_recipe(method=method)
+    assert f"unknown method '{method}'" in str(caught.value)
+    assert "finetune, joint, frozen, lwf" in str(caught.value)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("finetune", "joint")])
+def test_a_method_with_an_old_model_needs_a_second_step(method: str) -> None:
+    one = {"dataset": "shapes", "steps": [[1, 2]]}
+    if all(term.first_step == 0 for term in METHODS[method]):
+        assert tiny_recipe(method=method, scenario=one).method == method
+        return
+    with pytest.raises(ConfigError, match=f"method '{re.escape(method)}' .* step 0 only"):
+        tiny_recipe(method=method, scenario=one)
+
+
+def test_any_method_composes_with_ucd() -> None:
+    for host in ("plop", "sdr", "ewc", "frozen", "ilt-freeze-output"):
+        alone, both = tiny_recipe(method=host), tiny_recipe(method=f"{host}+ucd")
+        assert both.terms == (*alone.terms, UCD())
+        assert (both.model, both.pseudo) == (alone.model, alone.pseudo)
 
 
 def test_an_override_changes_one_value_and_keeps_the_others() -> None:

@@ -190,6 +190,23 @@ def test_ucd_passes_every_knob_on(changed: str) -> None:
     assert term(**one) != term()
 
 
+def test_ucd_can_take_trusted_pseudo_labels_for_truth_as_the_published_code() -> None:
+    given = make_batch()
+    relabelled = given.labels.masked_fill(given.labels == 0, 1)
+    relabelled[:, 8:] = torch.where(given.labels[:, 8:] == 0, 255, given.labels[:, 8:])
+    batch = make_batch(relabelled=relabelled)
+    truth = torch.where((relabelled == 255) & (given.labels != 255), 0, relabelled)
+    expected = UCD()(make_batch_of(truth))
+    assert UCD(labels="relabelled")(batch) == expected
+    assert UCD()(batch) == UCD()(given) != expected
+
+
+def make_batch_of(labels: Tensor) -> Batch:
+    batch = make_batch()
+    batch.labels.copy_(labels)
+    return batch
+
+
 def test_a_distillation_term_needs_an_old_model() -> None:
     with pytest.raises(AssertionError, match="step 0"):
         UnbiasedKD()(make_batch(step=0))

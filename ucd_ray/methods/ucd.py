@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from ucd_ray.methods.term import Batch, Term
+from ucd_ray.methods.term import IGNORED, Batch, Term
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,6 +29,9 @@ class UCD(Term):
     """Weight positive pairs by the old model's probability that both pixels share a class."""
     form: Literal["standard", "authors"] = "standard"
     """`authors` reproduces the published code's shift of the negatives."""
+    labels: Literal["given", "relabelled"] = "given"
+    """With pseudo-labels: what counts as truth.  `relabelled` takes trusted pseudo-labels for truth and
+    the others for background, as PLOP+UCD's code does."""
     max_anchors: Annotated[int | None, Field(gt=0)] = None
     """Anchor pixels per worker and batch, balanced over classes.  Null: all (published)."""
     max_old: Annotated[int | None, Field(ge=0)] = None
@@ -43,7 +46,7 @@ class UCD(Term):
             batch.new.features,
             batch.teacher.features,
             batch.teacher.small_logits,
-            batch.labels,
+            self._truth(batch),
             num_old=batch.num_old,
             temperature=self.temperature,
             uncertainty=self.uncertainty,
@@ -53,3 +56,10 @@ class UCD(Term):
             max_per_class=self.max_per_class,
             generator=batch.generator,
         )
+
+    def _truth(self, batch: Batch) -> Tensor:
+        """[B, H, W] labels; pixels that were given none stay ignored."""
+        if self.labels == "given" or batch.relabelled is None:
+            return batch.labels
+        untrusted = (batch.relabelled == IGNORED) & (batch.labels != IGNORED)
+        return batch.relabelled.masked_fill(untrusted, 0)
