@@ -21,6 +21,7 @@ from ucd_ray.errors import TrainingDiverged
 from ucd_ray.evaluate import confusion_matrix
 from ucd_ray.learner import Epoch, EpochBatches, Learner, Ranks
 from ucd_ray.methods.distillation import UnbiasedKD
+from ucd_ray.methods.memory import Memory
 from ucd_ray.models import Segmenter, build_segmenter, frozen_copy
 from ucd_ray.models.weights import IMAGENET
 from ucd_ray.recipe import Recipe, Schedule
@@ -30,7 +31,13 @@ ONE = Ranks()
 
 
 def make_learner(
-    shapes: Prepared, recipe: Recipe, *, step: int = 0, ranks: Ranks = ONE, double: bool = False
+    shapes: Prepared,
+    recipe: Recipe,
+    *,
+    step: int = 0,
+    ranks: Ranks = ONE,
+    double: bool = False,
+    memories: dict[str, Memory] | None = None,
 ) -> Learner:
     """A learner of `step` on all its images; the weights follow from the seed alone."""
     scenario = recipe.scenario
@@ -60,6 +67,7 @@ def make_learner(
         step,
         runtime=choose_runtime(recipe.compute),
         ranks=ranks,
+        memories=memories,
     )
 
 
@@ -108,6 +116,21 @@ def test_the_old_model_and_frozen_norms_do_not_change(shapes: Prepared) -> None:
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert "classifiers.1.weight" in changed
     assert not [name for name in changed if "running" in name or ".bn" in name]
+
+
+@pytest.mark.parametrize("method", ["lwf", "mib+ucd", "plop+ucd", "sdr+ucd", "ilt+ucd"])
+def test_the_old_model_runs_once_per_batch_in_inference_mode(shapes: Prepared, method: str) -> None:
+    recipe = tiny_recipe(method=method, **{"optim.iterations_new": 2})
+    memories = recipe.memories()
+    for memory in memories.values():
+        state = {"medians/entropy": torch.ones(9), "sums/body": torch.ones(11, 96)}
+        memory.load({**state, "count/body": torch.ones(11)}, torch.device("cpu"))
+    learner = make_learner(shapes, recipe, step=1, memories=memories)
+    assert learner.old is not None
+    inference: list[bool] = []
+    learner.old.register_forward_hook(lambda *_: inference.append(torch.is_inference_mode_enabled()))
+    fit(learner)
+    assert inference == [True, True]
 
 
 # Schedule.

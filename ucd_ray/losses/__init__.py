@@ -8,8 +8,8 @@ Half-precision inputs are computed in float32 and give a float32 loss, also unde
 stays float64. Whatever comes from the old model is detached, and may be made in inference mode.
 
 Wrong arguments raise ConfigError. Labels outside the channels do so on the CPU; on CUDA, where a look
-at values would wait for the device, they are a device-side assert (the training loop looks at labels
-before they go there).
+at values would wait for the device, they are a device-side assert (in training they cannot occur:
+the data map dataset ids to channels).
 """
 
 from __future__ import annotations
