@@ -119,7 +119,7 @@ def peak_growth(
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         run(LOSSES[name], logits, labels)
-        return float(torch.cuda.max_memory_allocated() - before)
+        return float(torch.cuda.max_memory_allocated()) - before
     # Not ru_maxrss: a process starts with the peak of the one that started it.
     before = memory_of_process("VmRSS")
     run(LOSSES[name], logits, labels)
@@ -157,15 +157,15 @@ def measure(channels: int, layout: str, args: argparse.Namespace, table: Table) 
     del logits, labels
     for name in LOSSES:
         seconds = statistics.median(times[name])
-        ours = name == "one pass"
+        is_ours = name == "one pass"
         table.add_row(
             f"{channels} ({CASES[channels]}) {layout}",
             name,
             f"{1e3 * seconds:.0f}",
             f"{plain_s / seconds:.1f}",
-            f">= {MIN_SPEEDUP[channels]:.0f}" if ours else "",
+            f">= {MIN_SPEEDUP[channels]:.0f}" if is_ours else "",
             f"{in_fresh_process(name, channels, layout, args):.2f}",
-            f"<= {MAX_MEMORY}" if ours else "",
+            f"<= {MAX_MEMORY}" if is_ours else "",
         )
     table.add_section()
 

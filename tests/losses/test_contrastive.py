@@ -12,9 +12,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ucd_ray.errors import ConfigError
-from ucd_ray.losses import contrastive, contrastive_distillation
+from ucd_ray.losses import (
+    balanced_sample,
+    contrastive,
+    contrastive_distillation,
+    contrastive_kernel,
+)
 
 NUM_OLD = 3
+CAPS = {"max_anchors": 20, "max_old": 4, "max_per_class": 5}
 
 
 class Batch:
@@ -56,6 +62,9 @@ def unit(vector: Tensor) -> Tensor:
     return vector / vector.pow(2).sum().sqrt()
 
 
+Weights = dict[int, float]  # of flat positions
+
+
 def by_loops(
     new: Tensor,
     old: Tensor,
@@ -66,43 +75,91 @@ def by_loops(
     temperature: float = 0.07,
     uncertainty: bool = True,
     form: str = "standard",
+    drawn: tuple[Weights, Weights, Weights] | None = None,
 ) -> Tensor:
     """The loss as methods are described: one pixel, one pair at a time, labels at feature size.
 
     The authors' form follows the published procedure: negatives summed, then positives shifted.
+    drawn: weights of the chosen anchors, new columns and old columns.
     """
     anchors, keys = [], []
     truths = labels.flatten().tolist()
-    for truth, f_new, f_old, z in zip(
-        truths, pixels(new), pixels(old), pixels(logits), strict=True
+    for at, (truth, f_new, f_old, z) in enumerate(
+        zip(truths, pixels(new), pixels(old), pixels(logits), strict=True)
     ):
         label = truth if truth > 0 else int(z.argmax())
         if label in (0, 255):
             continue
         p = torch.exp(z) / torch.exp(z).sum()
-        anchors.append((unit(f_new), label, p))
-        keys.append((unit(f_new).detach(), label, p, len(anchors) - 1))
+        anchors.append((unit(f_new), label, p, at))
+        keys.append((unit(f_new).detach(), label, p, at, at))
         if truth == 0:
-            keys.append((unit(f_old), label, p, -1))
-    losses = []
-    for i, (a, label, p) in enumerate(anchors):
-        scores = [a @ key / temperature for key, _, _, _ in keys]
-        negatives = sum(
-            (torch.exp(s) for s, key in zip(scores, keys, strict=True) if key[1] != label),
-            start=torch.zeros((), dtype=new.dtype),
-        )
-        shift = max(s.detach() for s in scores) if form == "authors" else 0.0
-        terms = []
-        for s, (_, key_label, q, owner) in zip(scores, keys, strict=True):
-            if key_label != label or owner == i:
+            keys.append((unit(f_old), label, p, -1, at))
+    present = [key[1] for key in keys]
+    num_anchors = sum(present.count(anchor[1]) > 1 for anchor in anchors)
+    total = new.sum() * 0.0
+    for a, label, p, at in anchors:
+        if drawn and at not in drawn[0]:
+            continue
+        negatives, terms, weights = torch.zeros((), dtype=new.dtype), [], []
+        shift = 1 / temperature if form == "authors" else 0.0
+        chosen = []
+        for k, key_label, q, owner, key_at in keys:
+            column_weight = 1.0
+            if drawn:
+                column_weight = drawn[2 if owner < 0 else 1].get(key_at, 0.0)
+            if column_weight:
+                chosen.append((a @ k / temperature, key_label, q, owner, column_weight))
+        for s, key_label, _, _, column_weight in chosen:
+            if key_label != label:
+                negatives = negatives + column_weight * torch.exp(s)
+        for s, key_label, q, owner, column_weight in chosen:
+            if key_label != label or owner == at:
                 continue
             certain = not uncertainty or (label >= num_old and key_label >= num_old)
             weight = 1.0 if certain else (p * q).sum()
             logit = s - shift
-            terms.append(-weight * (logit - torch.log(torch.exp(logit) + negatives)))
+            terms.append(-column_weight * weight * (logit - (logit.exp() + negatives).log()))
+            weights.append(column_weight)
         if terms:
-            losses.append(torch.stack(terms).mean())
-    return torch.stack(losses).mean() if losses else new.sum() * 0.0
+            row = torch.stack(terms).sum() / sum(weights)
+            total = total + row * (drawn[0][at] if drawn else 1.0)
+    return total / max(1, num_anchors)
+
+
+def by_published_procedure(
+    new: Tensor, old: Tensor, logits: Tensor, labels: Tensor, *, temperature: float
+) -> Tensor:
+    """The published code's order of operations, with its masks and its subtraction of the maximum.
+
+    Labels are at feature size already, so its resizing takes no part.
+    """
+
+    def rows(maps: Tensor) -> Tensor:
+        return maps.movedim(1, -1).flatten(0, 2)
+
+    truth = labels.flatten()
+    classes = torch.where(truth == 0, logits.argmax(1).flatten(), truth)
+    foreground = (classes > 0) & (truth != 255)
+    pseudo = foreground & (truth == 0)
+    anchor = torch.nn.functional.normalize(rows(new)[foreground], dim=1)
+    contrast = torch.nn.functional.normalize(rows(old)[pseudo], dim=1)
+    contrast = torch.cat([anchor, contrast]).detach()
+    row, column = classes[foreground], torch.cat([classes[foreground], classes[pseudo]])
+    probs = rows(logits).softmax(1)
+    joint = probs[foreground] @ torch.cat([probs[foreground], probs[pseudo]]).T
+    joint[(row >= NUM_OLD)[:, None] & (column >= NUM_OLD)] = 1.0
+    positive = (row[:, None] == column).to(new.dtype)
+    negative = 1 - positive
+    positive[:, : len(row)].fill_diagonal_(0.0)
+
+    similarity = anchor @ contrast.T / temperature
+    negatives = (similarity.exp() * negative).sum(1, keepdim=True)
+    similarity = similarity - similarity.max(1, keepdim=True).values.detach()
+    log_prob = similarity - (similarity.exp() + negatives).log()
+    count = positive.sum(1)
+    kept = count > 0
+    return -((log_prob * joint * positive).sum(1)[kept] / count[kept]).mean()
 
 
 @pytest.mark.parametrize("form", ["standard", "authors"])
@@ -123,48 +180,78 @@ def test_value_and_gradient_equal_loops_over_pixels(
     assert gradient.abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("form", ["standard", "authors"])
-def test_float32_agrees_with_float64(form: str) -> None:
-    single, double = Batch(3, torch.float32), Batch(3)
-    double.new = single.new.detach().double().requires_grad_()
-    double.old, double.logits = single.old.double(), single.logits.double()
-    loss, exact = single.loss(form=form), double.loss(form=form)
-    (gradient,) = torch.autograd.grad(loss, single.new)
-    (exact_gradient,) = torch.autograd.grad(exact, double.new)
-    assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(exact.item(), rel=1e-6)
-    error = (gradient - exact_gradient).abs().max() / exact_gradient.abs().max()
-    assert error < 5e-6
-
-
-@pytest.mark.parametrize("shift", [0.0, 2.0])
-def test_gradcheck_of_the_anchors(shift: float) -> None:
-    rng = torch.Generator().manual_seed(0)
-    vectors = torch.randn(9, 4, generator=rng, dtype=torch.float64)
-    probs = torch.rand(9, NUM_OLD, generator=rng, dtype=torch.float64).softmax(1)
-    anchors = torch.randn(6, 4, generator=rng, dtype=torch.float64, requires_grad=True)
-    groups = [
-        contrastive._Group(0, 3, slice(0, 5), True),
-        contrastive._Group(4, 2, slice(6, 9), False),  # columns and anchors between: no positive
-    ]
-    assert torch.autograd.gradcheck(
-        lambda a: contrastive._Contrast.apply(a, vectors, probs, groups, 0.5, shift), anchors
+@pytest.mark.parametrize("temperature", [0.05, 0.07, 1.0])
+def test_authors_form_equals_the_published_procedure(temperature: float) -> None:
+    batch = Batch(6)
+    loss = batch.loss(form="authors", temperature=temperature)
+    expected = by_published_procedure(
+        batch.new, batch.old, batch.logits, batch.labels, temperature=temperature
     )
+    (gradient,) = torch.autograd.grad(loss, batch.new)
+    (expected_gradient,) = torch.autograd.grad(expected, batch.new)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-10)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("form", ["standard", "authors"])
-def test_chunks_give_the_same_answer_as_one_chunk(
-    form: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("temperature", "value_error", "gradient_error"),
+    [(0.07, 1e-6, 5e-6), (0.1, 1e-6, 5e-6), (1.0, 1e-6, 5e-6), (0.01, 1e-5, 5e-5)],
+)
+@pytest.mark.parametrize("width", [4, 64])
+def test_float32_agrees_with_float64(
+    width: int, temperature: float, value_error: float, gradient_error: float, form: str
+) -> None:
+    for seed in range(3):
+        single = Batch(seed, torch.float32, size=(2, 16, 16), width=width)
+        double = Batch(seed, size=(2, 16, 16), width=width)
+        double.new = single.new.detach().double().requires_grad_()
+        double.old, double.logits = single.old.double(), single.logits.double()
+        loss = single.loss(form=form, temperature=temperature)
+        exact = double.loss(form=form, temperature=temperature)
+        (gradient,) = torch.autograd.grad(loss, single.new)
+        (exact_gradient,) = torch.autograd.grad(exact, double.new)
+        assert loss.dtype == torch.float32
+        assert loss.item() == pytest.approx(exact.item(), rel=value_error)
+        error = (gradient - exact_gradient).abs().max() / exact_gradient.abs().max()
+        assert error < gradient_error
+
+
+@pytest.mark.parametrize("form", ["standard", "authors"])
+@pytest.mark.parametrize("temperature", [0.01, 0.5])
+def test_gradcheck(temperature: float, form: str) -> None:
+    batch = Batch(2, size=(2, 3, 3))
+
+    def loss(features: Tensor) -> Tensor:
+        batch.new = features
+        return batch.loss(temperature=temperature, form=form)
+
+    assert torch.autograd.gradcheck(loss, batch.new)
+
+
+@pytest.mark.parametrize("tile", [(1, 1), (3, 7), (5, 20), (8, 1000), (1000, 40)])
+@pytest.mark.parametrize("knobs", [{}, {"form": "authors"}, {"temperature": 0.01}, CAPS])
+def test_tiles_of_any_size_give_the_same_answer(
+    knobs: dict[str, Any], tile: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = Batch(4)
-    whole = batch.loss(form=form)
+    whole = batch.loss(**knobs, generator=torch.Generator().manual_seed(0))
     (whole_gradient,) = torch.autograd.grad(whole, batch.new)
-    for elements in (1, 70, 200):
-        monkeypatch.setattr(contrastive, "CHUNK_ELEMENTS", elements)
-        loss = batch.loss(form=form)
-        (gradient,) = torch.autograd.grad(loss, batch.new)
-        assert loss.item() == pytest.approx(whole.item(), rel=1e-12)
-        torch.testing.assert_close(gradient, whole_gradient, rtol=1e-11, atol=1e-13)
+    monkeypatch.setitem(contrastive_kernel.TILES, "cpu", tile)
+    loss = batch.loss(**knobs, generator=torch.Generator().manual_seed(0))
+    (gradient,) = torch.autograd.grad(loss, batch.new)
+    assert loss.item() == pytest.approx(whole.item(), rel=1e-12)
+    torch.testing.assert_close(gradient, whole_gradient, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("knobs", [{}, {"temperature": 0.01}, CAPS])
+def test_many_small_classes_share_tiles_with_large_ones(knobs: dict[str, Any]) -> None:
+    """Rows of one pixel, of a few and of most of the batch, compared with loops."""
+    batch = Batch(7, size=(1, 9, 9))
+    sizes = torch.tensor([1, 1, 2, 3, 1, 4, 2, 30, 5, 32])
+    batch.labels = (10 + torch.arange(10)).repeat_interleave(sizes).view(1, 9, 9)
+    batch.labels[0, 4] = 0
+    check_against_loops(batch, knobs)
 
 
 class LargestOutput(TorchDispatchMode):
@@ -182,11 +269,11 @@ class LargestOutput(TorchDispatchMode):
         return result
 
 
-def test_no_tensor_larger_than_a_chunk_is_made_or_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_tensor_larger_than_a_tile_is_made_or_saved(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = Batch(5, torch.float32, size=(2, 20, 20))
     inputs = batch.new.numel()
     limit = max(4000, inputs)
-    monkeypatch.setattr(contrastive, "CHUNK_ELEMENTS", 4000)
+    monkeypatch.setitem(contrastive_kernel.TILES, "cpu", (50, 4000))
     saved: list[int] = []
 
     def note(tensor: Tensor) -> Tensor:
