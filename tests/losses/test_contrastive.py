@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -162,22 +164,49 @@ def by_published_procedure(
     return -((log_prob * joint * positive).sum(1)[kept] / count[kept]).mean()
 
 
-@pytest.mark.parametrize("form", ["standard", "authors"])
-@pytest.mark.parametrize("uncertainty", [True, False])
-@pytest.mark.parametrize("temperature", [0.07, 1.0])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_value_and_gradient_equal_loops_over_pixels(
-    seed: int, temperature: float, uncertainty: bool, form: str
-) -> None:
-    batch = Batch(seed)
-    knobs: Any = {"temperature": temperature, "uncertainty": uncertainty, "form": form}
-    loss = batch.loss(**knobs)
-    expected = by_loops(batch.new, batch.old, batch.logits, batch.labels, **knobs)
+def draws(batch: Batch, seed: int, **caps: int) -> tuple[Weights, Weights, Weights]:
+    """What the loss draws with this seed: anchors, then new columns, then old ones."""
+    rng = torch.Generator().manual_seed(seed)
+    truth = batch.labels.flatten()
+    classes = torch.where(truth == 0, batch.logits.argmax(1).flatten(), truth)
+    foreground = ((classes > 0) & (truth != 255)).nonzero()[:, 0]
+    pseudo = foreground[truth[foreground] == 0]
+    if caps.get("max_old") == 0:
+        pseudo = pseudo[:0]
+    weights = []
+    for at, cap in (
+        (foreground, {"max_total": caps.get("max_anchors")}),
+        (foreground, {"max_per_class": caps.get("max_per_class")}),
+        (pseudo, {"max_total": caps.get("max_old")}),
+    ):
+        sample = balanced_sample(classes[at], **cap, generator=rng)
+        values = [1.0] * len(at) if sample.weights is None else sample.weights.tolist()
+        weights.append(dict(zip(at[sample.at].tolist(), values, strict=True)))
+    return weights[0], weights[1], weights[2]
+
+
+def check_against_loops(batch: Batch, knobs: dict[str, Any]) -> None:
+    caps = {name: value for name, value in knobs.items() if name.startswith("max_")}
+    rest = {name: value for name, value in knobs.items() if name not in caps}
+    loss = batch.loss(**knobs, generator=torch.Generator().manual_seed(3))
+    drawn = draws(batch, 3, **caps) if caps else None
+    expected = by_loops(batch.new, batch.old, batch.logits, batch.labels, **rest, drawn=drawn)
     (gradient,) = torch.autograd.grad(loss, batch.new)
     (expected_gradient,) = torch.autograd.grad(expected, batch.new)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-10)
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-10, atol=1e-10)
     assert gradient.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("form", ["standard", "authors"])
+@pytest.mark.parametrize("uncertainty", [True, False])
+@pytest.mark.parametrize("temperature", [0.01, 0.07, 1.0])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_value_and_gradient_equal_loops_over_pixels(
+    seed: int, temperature: float, uncertainty: bool, form: str
+) -> None:
+    knobs = {"temperature": temperature, "uncertainty": uncertainty, "form": form}
+    check_against_loops(Batch(seed), knobs)
 
 
 @pytest.mark.parametrize("temperature", [0.05, 0.07, 1.0])
@@ -219,13 +248,24 @@ def test_float32_agrees_with_float64(
 
 @pytest.mark.parametrize("form", ["standard", "authors"])
 @pytest.mark.parametrize("temperature", [0.01, 0.5])
-def test_gradcheck(temperature: float, form: str) -> None:
+def test_gradcheck_with_a_fixed_contrast_set(
+    temperature: float, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Finite differences would move the anchors' detached copies too, so these are held."""
     batch = Batch(2, size=(2, 3, 3))
+    gather = contrastive_kernel._gather
+    kept: list[Any] = []
+
+    def with_first_columns(*inputs: Any) -> Any:
+        anchors, lengths, columns = gather(*inputs)
+        kept.append(columns)
+        return anchors, lengths, kept[0]
 
     def loss(features: Tensor) -> Tensor:
         batch.new = features
         return batch.loss(temperature=temperature, form=form)
 
+    monkeypatch.setattr(contrastive_kernel, "_gather", with_first_columns)
     assert torch.autograd.gradcheck(loss, batch.new)
 
 
@@ -307,16 +347,6 @@ def test_gradient_is_zero_at_background_and_ignored_pixels() -> None:
     moved = gradient.abs().sum(1) > 0
     assert not moved[silent].any()
     assert moved[~silent].all()
-
-
-def test_value_does_not_depend_on_the_order_of_pixels() -> None:
-    batch = Batch()
-    expected = batch.loss().item()
-    order = torch.randperm(20, generator=torch.Generator().manual_seed(1))
-    for name in ("new", "old", "logits", "labels"):
-        maps = getattr(batch, name).detach()
-        setattr(batch, name, maps.flatten(-2)[..., order].unflatten(-1, (5, 4)).flip(0))
-    assert batch.loss().item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_value_does_not_depend_on_the_length_of_features() -> None:
@@ -509,12 +539,17 @@ def test_autocast_does_not_lower_the_precision() -> None:
         assert batch.loss().item() == expected
 
 
-def test_old_outputs_from_inference_mode_are_accepted() -> None:
+@pytest.mark.parametrize("caps", [{}, CAPS])
+def test_old_outputs_from_inference_mode_are_accepted(caps: dict[str, int]) -> None:
     batch = Batch()
+    expected = batch.loss(**caps, generator=torch.Generator().manual_seed(0)).item()
     with torch.inference_mode():
         batch.old, batch.logits = batch.old * 1, batch.logits * 1
-    batch.loss().backward()
+    loss = batch.loss(**caps, generator=torch.Generator().manual_seed(0))
+    loss.backward()
+    assert loss.item() == expected
     assert batch.new.grad is not None
+    assert batch.new.grad.any()
 
 
 def test_nan_features_give_a_nan_loss() -> None:
@@ -535,16 +570,36 @@ def test_generous_caps_change_nothing() -> None:
     assert batch.loss(max_anchors=40, max_old=40, max_per_class=40).item() == expected
 
 
-def test_capped_loss_equals_the_loss_of_the_chosen_pixels() -> None:
-    """All labels are new classes, so the old model takes no part and unchosen pixels can be 255."""
+@pytest.mark.parametrize("form", ["standard", "authors"])
+@pytest.mark.parametrize("temperature", [0.01, 0.07])
+@pytest.mark.parametrize(
+    "caps",
+    [
+        {"max_anchors": 9},
+        {"max_anchors": 2},
+        {"max_per_class": 3},
+        {"max_per_class": 1},
+        {"max_old": 5},
+        {"max_old": 1},
+        {"max_old": 0},
+        CAPS,
+    ],
+    ids=str,
+)
+def test_sampled_loss_equals_loops_over_what_was_drawn(
+    caps: dict[str, int], temperature: float, form: str
+) -> None:
+    check_against_loops(Batch(5), {"temperature": temperature, "form": form, **caps})
+
+
+def test_nothing_is_drawn_unless_a_cap_is_exceeded() -> None:
     batch = Batch()
-    batch.labels = torch.where(batch.labels % 2 == 0, 3, 4)
-    loss = batch.loss(max_per_class=4, generator=torch.Generator().manual_seed(7))
-    (gradient,) = torch.autograd.grad(loss, batch.new)
-    chosen = gradient.abs().sum(1) > 0
-    assert [int((batch.labels[chosen] == label).sum()) for label in (3, 4)] == [4, 4]
-    batch.labels = batch.labels.masked_fill(~chosen, 255)
-    assert batch.loss().item() == pytest.approx(loss.item(), rel=1e-12)
+    generator = torch.Generator().manual_seed(5)
+    state = generator.get_state()
+    batch.loss(max_anchors=40, max_old=40, max_per_class=40, generator=generator)
+    assert torch.equal(generator.get_state(), state)
+    batch.loss(max_anchors=5, generator=generator)
+    assert not torch.equal(generator.get_state(), state)
 
 
 def test_max_anchors_caps_all_anchors_and_spares_scarce_classes() -> None:
@@ -556,6 +611,42 @@ def test_max_anchors_caps_all_anchors_and_spares_scarce_classes() -> None:
     assert [int((batch.labels[chosen] == label).sum()) for label in (3, 4)] == [2, 7]
 
 
+@pytest.mark.parametrize("cap", [2, 8, 25])
+def test_sampling_anchors_is_unbiased_in_value_and_gradient(cap: int) -> None:
+    batch = Batch(1)
+    exact = batch.loss()
+    (exact_gradient,) = torch.autograd.grad(exact, batch.new)
+    generator = torch.Generator().manual_seed(0)
+    values, gradients = [], []
+    for _ in range(800):
+        loss = batch.loss(max_anchors=cap, generator=generator)
+        gradients.append(torch.autograd.grad(loss, batch.new)[0])
+        values.append(loss.detach())
+    for samples, expected in (
+        (torch.stack(values), exact.detach()),
+        (torch.stack(gradients), exact_gradient),
+    ):
+        deviation, error = samples.std(0), samples.mean(0) - expected
+        assert (deviation > 1e-3).any()
+        assert (error.abs() <= 4.5 * deviation / 800**0.5 + 1e-12).all()
+
+
+@pytest.mark.parametrize("name", ["max_per_class", "max_old"])
+def test_sampling_columns_is_consistent(name: str) -> None:
+    """The mean error and the spread shrink towards 0 as the cap approaches the number of pixels."""
+    batch = Batch(2, size=(2, 12, 12))
+    exact = batch.loss().item()
+    generator = torch.Generator().manual_seed(0)
+    errors, spreads = [], []
+    for cap in (4, 16, 48):
+        values = [batch.loss(**{name: cap}, generator=generator).item() for _ in range(150)]
+        errors.append(abs(sum(values) / 150 - exact) / exact)
+        spreads.append(float(torch.tensor(values).std()) / exact)
+    assert errors[0] > errors[1] > errors[2]
+    assert spreads[0] > spreads[1] > spreads[2]
+    assert errors[2] < 0.01
+
+
 def test_max_old_of_zero_removes_the_old_vectors() -> None:
     batch = Batch()
     without = batch.loss(max_old=0).item()
@@ -564,13 +655,91 @@ def test_max_old_of_zero_removes_the_old_vectors() -> None:
     assert batch.loss(max_old=0).item() == without
 
 
-def test_same_seed_same_sample() -> None:
+@pytest.mark.parametrize(
+    "caps", [{"max_anchors": 8}, {"max_old": 3}, {"max_per_class": 2}, CAPS], ids=str
+)
+def test_same_seed_same_sample(caps: dict[str, int]) -> None:
     batch = Batch()
     first, again, other = (
-        batch.loss(max_anchors=8, max_old=3, generator=torch.Generator().manual_seed(seed)).item()
+        batch.loss(**caps, generator=torch.Generator().manual_seed(seed)).item()
         for seed in (1, 1, 2)
     )
     assert first == again != other
+
+
+@pytest.mark.parametrize("caps", [{"max_anchors": 1}, {"max_per_class": 1}, {"max_old": 1}])
+@pytest.mark.parametrize("temperature", [0.01, 1.0])
+def test_tiny_samples_are_finite(caps: dict[str, int], temperature: float) -> None:
+    batch = Batch(0, torch.float32)
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        loss = batch.loss(**caps, temperature=temperature, generator=generator)
+        (gradient,) = torch.autograd.grad(loss, batch.new)
+        assert loss.isfinite()
+        assert gradient.isfinite().all()
+
+
+# Properties.
+
+
+def permuted(batch: Batch, order: Tensor) -> None:
+    """Reorder the pixels of the whole batch."""
+    for name in ("new", "old", "logits"):
+        maps = getattr(batch, name).detach()
+        moved = maps.movedim(1, -1).flatten(0, 2)[order]
+        setattr(batch, name, moved.view(*maps.movedim(1, -1).shape).movedim(-1, 1))
+    batch.labels = batch.labels.flatten()[order].view_as(batch.labels)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6), order=st.permutations(range(40)), authors=st.booleans())
+def test_order_of_pixels_and_images_does_not_matter(
+    seed: int, order: list[int], authors: bool
+) -> None:
+    batch, form = Batch(seed), "authors" if authors else "standard"
+    expected = batch.loss(form=form).item()
+    permuted(batch, torch.tensor(order))
+    assert batch.loss(form=form).item() == pytest.approx(expected, rel=1e-11)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_order_of_images_moves_the_gradient_along(seed: int) -> None:
+    batch = Batch(seed, size=(3, 4, 3))
+    expected = torch.autograd.grad(batch.loss(), batch.new)[0]
+    for name in ("new", "old", "logits", "labels"):
+        setattr(batch, name, getattr(batch, name).detach().roll(1, 0))
+    batch.new.requires_grad_()
+    gradient = torch.autograd.grad(batch.loss(), batch.new)[0]
+    torch.testing.assert_close(gradient, expected.roll(1, 0), rtol=1e-10, atol=1e-12)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    ids=st.lists(st.integers(NUM_OLD, 254), min_size=2, max_size=2, unique=True),
+)
+def test_names_of_new_classes_do_not_matter(seed: int, ids: list[int]) -> None:
+    batch = Batch(seed)
+    expected = batch.loss().item()
+    labels = batch.labels.clone()
+    for old_id, new_id in zip((3, 4), ids, strict=True):
+        labels[batch.labels == old_id] = new_id
+    batch.labels = labels
+    assert batch.loss().item() == pytest.approx(expected, rel=1e-11)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6), border=st.integers(1, 3))
+def test_an_ignored_border_does_not_matter(seed: int, border: int) -> None:
+    batch = Batch(seed)
+    expected = batch.loss().item()
+    pad = torch.nn.functional.pad
+    frame = (border,) * 4
+    for name in ("new", "old", "logits"):
+        setattr(batch, name, pad(getattr(batch, name).detach(), frame, value=1.0))
+    batch.labels = pad(batch.labels, frame, value=255)
+    assert batch.loss().item() == pytest.approx(expected, rel=1e-11)
 
 
 # Errors.
@@ -600,6 +769,119 @@ def test_labels_of_another_batch_are_refused() -> None:
         batch.loss()
 
 
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"temperature": 0.0}, r"temperature \(0.0\) must be above 0"),
+        ({"temperature": -0.1}, r"temperature \(-0.1\) must be above 0"),
+        ({"temperature": math.nan}, r"temperature \(nan\)"),
+        ({"max_anchors": 0}, r"max_anchors \(0\) must be at least 1"),
+        ({"max_per_class": -3}, r"max_per_class \(-3\) must be at least 1"),
+        ({"max_old": -1}, r"max_old \(-1\) must be at least 0"),
+        ({"num_old": 0}, "num_old"),
+    ],
+)
+def test_values_out_of_range_are_refused(knobs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Batch().loss(**knobs)
+
+
+@pytest.mark.parametrize("value", [-1, 256, 100_000])
+def test_labels_out_of_range_are_refused(value: int) -> None:
+    batch = Batch()
+    batch.labels[1, 2, 2] = value
+    with pytest.raises(ConfigError, match=f"labels hold {value}; they must be channel indices"):
+        batch.loss()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
+def test_labels_that_are_no_integers_are_refused(dtype: torch.dtype) -> None:
+    batch = Batch()
+    batch.labels = batch.labels.to(dtype)
+    with pytest.raises(ConfigError, match=f"labels are {dtype}; they must be integers"):
+        batch.loss()
+
+
+def test_features_without_images_are_refused() -> None:
+    batch = Batch()
+    batch.new = batch.new[0]
+    with pytest.raises(ConfigError, match=r"new_features \(4, 5, 4\) .* must be \[B, D, h, w\]"):
+        batch.loss()
+
+
+# CUDA.
+
+
+def test_arithmetic_of_bfloat16_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path that CUDA takes, with its products of bfloat16 factors done in float32."""
+    batch = Batch(0, torch.float32, size=(2, 16, 16), width=64)
+    expected = batch.loss()
+    (expected_gradient,) = torch.autograd.grad(expected, batch.new)
+
+    def multiply(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+        assert a.dtype == b.dtype
+        return torch.mm(a.to(out.dtype), b.to(out.dtype), out=out)
+
+    def add_product(to: Tensor, a: Tensor, b: Tensor) -> None:
+        assert a.dtype == b.dtype == torch.bfloat16
+        to.addmm_(a.to(to.dtype), b.to(to.dtype))
+
+    monkeypatch.setattr(contrastive, "_multiplies_in_half", lambda features: True)
+    monkeypatch.setattr(contrastive_kernel, "_multiply", multiply)
+    monkeypatch.setattr(contrastive_kernel, "_add_product", add_product)
+    loss = batch.loss()
+    (gradient,) = torch.autograd.grad(loss, batch.new)
+    assert loss.item() == pytest.approx(expected.item(), rel=5e-3)
+    cosine = torch.cosine_similarity(gradient.flatten(), expected_gradient.flatten(), dim=0)
+    assert cosine > 0.9995
+
+
+def on_cuda(batch: Batch) -> Batch:
+    for name in ("new", "old", "logits", "labels"):
+        setattr(batch, name, getattr(batch, name).detach().cuda())
+    batch.new.requires_grad_()
+    return batch
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("knobs", [{}, {"temperature": 0.01}, {"temperature": 1.0}])
+def test_bfloat16_products_on_cuda_are_close(knobs: dict[str, float]) -> None:
+    batch = on_cuda(Batch(0, torch.float32, size=(2, 32, 32), width=64))
+    expected = batch.loss(**knobs)
+    (expected_gradient,) = torch.autograd.grad(expected, batch.new)
+    with torch.autocast("cuda", torch.bfloat16):
+        loss = batch.loss(**knobs)
+    (gradient,) = torch.autograd.grad(loss, batch.new)
+    assert loss.dtype == torch.float32
+    assert 0 < abs(loss.item() / expected.item() - 1) < 0.02
+    cosine = torch.cosine_similarity(gradient.flatten(), expected_gradient.flatten(), dim=0)
+    assert cosine > 0.99
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_worst_case_on_cuda_needs_half_a_gigabyte(dtype: torch.dtype) -> None:
+    """24 crops without background: 24,576 anchors x 36,864 contrast vectors."""
+    rng = torch.Generator("cuda").manual_seed(0)
+    maps = (24, 256, 32, 32)
+    new, old = (torch.randn(maps, generator=rng, device="cuda", dtype=dtype) for _ in range(2))
+    logits = torch.randn((24, 16, 32, 32), generator=rng, device="cuda", dtype=dtype)
+    logits[:, 0] = -10.0
+    labels = torch.randint(16, 21, (24, 32, 32), generator=rng, device="cuda")
+    labels[:, :16] = 0
+    new.requires_grad_()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    loss = contrastive_distillation(new, old, logits, labels, num_old=16)
+    loss.backward()
+    assert torch.cuda.max_memory_allocated() - before < 0.5e9
+    assert loss.isfinite()
+    assert new.grad is not None
+    assert new.grad.isfinite().all()
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("form", ["standard", "authors"])
@@ -607,9 +889,7 @@ def test_cuda_agrees_with_cpu(form: str) -> None:
     batch = Batch(size=(2, 16, 16))
     (gradient,) = torch.autograd.grad(batch.loss(form=form), batch.new)
     expected = batch.loss(form=form).item()
-    for name in ("new", "old", "logits", "labels"):
-        setattr(batch, name, getattr(batch, name).detach().cuda())
-    batch.new.requires_grad_()
+    batch = on_cuda(batch)
     loss = batch.loss(form=form)
     (cuda_gradient,) = torch.autograd.grad(loss, batch.new)
     assert loss.item() == pytest.approx(expected, rel=1e-10)

@@ -1,0 +1,141 @@
+"""Which pixels UCD compares: anchors (rows) and contrast vectors (columns), sorted by class.
+
+Sorted, the positives of a class are one block of columns and no mask is needed. Within a class the
+anchors that are columns too come first in both orders, so an anchor's own copy lies on the diagonal
+of the block.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ucd_ray.losses.sampling import Sample, balanced_sample
+
+IGNORED = 255
+NUM_LABELS = 256
+
+
+class Group(NamedTuple):
+    """One class: its anchors and its columns; the first `num_own` of both are the same pixels."""
+
+    anchors: slice
+    columns: slice
+    num_own: int
+
+
+class Plan(NamedTuple):
+    """What the loss computes, over flat positions of the pixels of a batch.
+
+    anchors: [n] positions of the rows, sorted by class
+    scales: [n] float64, the factor of each row's sum over positives in the loss
+    new, old: positions of the columns that the new and the old model give
+    order: [K], sorts the columns cat(new, old) by class
+    column_weights: [K] float64, sorted by class; None = all 1
+    groups: the classes that have rows
+    lowest, highest: of the labels
+    """
+
+    anchors: Tensor
+    scales: Tensor
+    new: Tensor
+    old: Tensor
+    order: Tensor
+    column_weights: Tensor | None
+    groups: list[Group]
+    lowest: int
+    highest: int
+
+
+def make_plan(
+    truth: Tensor,
+    guess: Tensor,
+    *,
+    max_anchors: int | None = None,
+    max_old: int | None = None,
+    max_per_class: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Plan:
+    """Choose rows and columns and sort them.
+
+    truth: [N] int64 labels; guess: [N] int64, the old model's argmax
+    The caps are those of `contrastive_distillation`. Labels out of range take no part.
+    """
+    classes = torch.where(truth == 0, guess, truth)
+    pixels = ((classes > 0) & (classes < IGNORED)).nonzero().squeeze(1)
+    labels = classes[pixels]
+    # From here on positions are those in `pixels`.
+    pseudo = (truth[pixels] == 0).nonzero().squeeze(1)[: 0 if max_old == 0 else None]
+    rows = balanced_sample(labels, max_total=max_anchors, generator=generator)
+    new = balanced_sample(labels, max_per_class=max_per_class, generator=generator)
+    old = balanced_sample(labels[pseudo], max_total=max_old, generator=generator)
+    old_at = pseudo[old.at]
+
+    row_weights, new_weights = _spread(rows, labels), _spread(new, labels)
+    row_keys = 2 * labels[rows.at] + (new_weights[rows.at] == 0)
+    column_keys = torch.cat(
+        [3 * labels[new.at] + (row_weights[new.at] == 0), 3 * labels[old_at] + 2]
+    )
+    row_order, order = row_keys.argsort(stable=True), column_keys.argsort(stable=True)
+    anchors = rows.at[row_order]
+
+    weights = torch.cat([new_weights[new.at], _weights(old)])
+    sums = weights.new_zeros(NUM_LABELS).index_add_(0, column_keys // 3, weights)
+    positives = (sums[labels] - new_weights)[anchors]
+    population = _count(labels, NUM_LABELS) + _count(labels[pseudo], NUM_LABELS)
+    num_anchors = (population[labels] > 1).sum()
+    scales = row_weights[anchors] / (positives * num_anchors)
+    scales = scales.where(positives > 0, 0.0)
+
+    numbers = [_count(row_keys, 2 * NUM_LABELS), _count(column_keys, 3 * NUM_LABELS)]
+    lowest, highest, *counts = torch.cat([*truth[None].aminmax(dim=1), *numbers]).tolist()
+    sampled = new.weights is not None or old.weights is not None
+    return Plan(
+        anchors=pixels[anchors],
+        scales=scales,
+        new=pixels[new.at],
+        old=pixels[old_at],
+        order=order,
+        column_weights=weights[order] if sampled else None,
+        groups=_groups(counts[: 2 * NUM_LABELS], counts[2 * NUM_LABELS :]),
+        lowest=lowest,
+        highest=highest,
+    )
+
+
+def _groups(row_counts: list[int], column_counts: list[int]) -> list[Group]:
+    """Row counts: per class, columns too or not. Column counts: rows too, other new, old."""
+    rows = _starts([sum(row_counts[2 * c : 2 * c + 2]) for c in range(NUM_LABELS)])
+    columns = _starts([sum(column_counts[3 * c : 3 * c + 3]) for c in range(NUM_LABELS)])
+    return [
+        Group(row, column, row_counts[2 * label])
+        for label, (row, column) in enumerate(zip(rows, columns, strict=True))
+        if row.start < row.stop
+    ]
+
+
+def _starts(sizes: list[int]) -> list[slice]:
+    edges = [0]
+    for size in sizes:
+        edges.append(edges[-1] + size)
+    return [slice(start, stop) for start, stop in pairwise(edges)]
+
+
+def _weights(sample: Sample) -> Tensor:
+    if sample.weights is None:
+        return torch.ones_like(sample.at, dtype=torch.float64)
+    return sample.weights
+
+
+def _spread(sample: Sample, pixels: Tensor) -> Tensor:
+    """[N] float64: the weight of each pixel in the sample, 0 outside."""
+    spread = torch.zeros_like(pixels, dtype=torch.float64)
+    return spread.index_put_((sample.at,), _weights(sample))
+
+
+def _count(keys: Tensor, size: int) -> Tensor:
+    """How often each of 0..size-1 occurs; unlike bincount it does not wait for the device."""
+    return keys.new_zeros(size).index_add_(0, keys, torch.ones_like(keys))
