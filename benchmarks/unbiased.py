@@ -117,9 +117,10 @@ def peak_growth(
     logits, labels = inputs(images, channels, crop, layout, device)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        cuda_before: int = torch.cuda.memory_allocated()
         run(LOSSES[name], logits, labels)
-        return float(torch.cuda.max_memory_allocated()) - before
+        peak: int = torch.cuda.max_memory_allocated()
+        return peak - cuda_before
     # Not ru_maxrss: a process starts with the peak of the one that started it.
     before = memory_of_process("VmRSS")
     run(LOSSES[name], logits, labels)

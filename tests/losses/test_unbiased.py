@@ -109,7 +109,7 @@ def assert_same(
         torch.testing.assert_close(gradient, wanted, rtol=rtol, atol=rtol)
 
 
-@pytest.fixture(params=[2**19, 7], ids=["one piece", "many pieces"])
+@pytest.fixture(params=[unbiased.CPU_PIECE, (1, 7)], ids=["one piece", "many pieces"])
 def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unbiased, "CPU_PIECE", request.param)
 
@@ -231,8 +231,11 @@ def test_half_precision_is_computed_in_float32_also_under_autocast(dtype: torch.
 
 @pytest.mark.usefixtures("pieces")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
-def test_channels_last_logits_get_a_channels_last_gradient(dtype: torch.dtype) -> None:
-    new, old, labels = sample(dtype)
+@pytest.mark.parametrize("num_new", [NUM_NEW, unbiased.MANY_CHANNELS])
+def test_channels_last_logits_get_a_channels_last_gradient(
+    num_new: int, dtype: torch.dtype
+) -> None:
+    new, old, labels = sample(dtype, num_new=num_new, size=(2, 8, 9))
     turned = new.detach().to(memory_format=torch.channels_last).requires_grad_()
     losses = unbiased_losses(turned, old.to(memory_format=torch.channels_last), labels)
     gradient = gradient_of(losses, turned)
@@ -268,7 +271,7 @@ def test_old_logits_changed_before_backward_are_noticed() -> None:
 def test_the_old_model_gets_no_gradient() -> None:
     new, old, labels = sample()
     cross_entropy, distillation = unbiased_losses(new, old.requires_grad_(), labels)
-    (cross_entropy + distillation).backward()
+    torch.autograd.backward(cross_entropy + distillation)
     assert new.grad is not None
     assert old.grad is None
 

@@ -10,8 +10,9 @@ a piece stays in the cache, on a GPU its operations are fused by torch.compile w
 from __future__ import annotations
 
 import functools
+import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -28,9 +29,12 @@ from ucd_ray.losses.common import (
 )
 
 REDUCTIONS = ("mean", "valid")
-CPU_PIECE = 2**19  # new logits in a piece: its few temporaries, 2 MiB each, stay in the cache
-GPU_PIECES = 8  # few launches, and each temporary is at most an eighth of the logits ...
-GPU_PIECE = 2**20  # ... unless they are so few that memory does not matter
+# New logits in a piece: an eighth, since each temporary is as large as a piece, but not so few that
+# the calls take longer than the work, nor on a CPU so many that they leave the cache.
+NUM_PIECES = 8
+CPU_PIECE = (2**17, 2**20)
+GPU_PIECE = (2**20, 2**40)
+MANY_CHANNELS = 64  # from here on, turning a matrix block by block pays
 
 
 def unbiased_losses(
@@ -107,7 +111,11 @@ class _UnbiasedLosses(torch.autograd.Function):
         flat_gradient = gradient.flatten(2)  # a view, in either format
         fill = _fused(_fill_gradient, new.device)
         for at, *inputs in _pieces(new, old, labels):
-            fill(flat_gradient[at], *inputs, kept[at], *weights, ctx.knobs)
+            out = flat_gradient[at]
+            planar = out if _is_planar(out) else torch.empty(out.shape, dtype=kept.dtype)
+            fill(planar, *inputs, kept[at], *weights, ctx.knobs)
+            if planar is not out:
+                _turn(planar.to(out.dtype), out)
         return gradient, None, None, None, None
 
 
@@ -117,21 +125,36 @@ class _LogSums(NamedTuple):
     background: Tensor
     old: Tensor
     new: Tensor
+    known: Tensor  # background and old classes: background, in the cross-entropy
 
-    @property
-    def known(self) -> Tensor:
-        """Background and old classes: background, in the cross-entropy."""
-        return torch.logaddexp(self.background, self.old)
+    @classmethod
+    def of(cls, background: Tensor, old: Tensor, new: Tensor) -> _LogSums:
+        return cls(background, old, new, torch.logaddexp(background, old))
 
-    @property
+    @classmethod
+    def of_logits(cls, logits: Tensor, num_old: int) -> _LogSums:
+        return cls.of(logits[:, 0], _log_sum(logits[:, 1:num_old]), _log_sum(logits[:, num_old:]))
+
     def unknown(self) -> Tensor:
         """Background and new classes: background, in the distillation."""
         return torch.logaddexp(self.background, self.new)
 
+    def total(self) -> Tensor:
+        return torch.logaddexp(self.known, self.new)
 
-# The derivatives of a loss with respect to the background logit and to the log-sums of the old and
-# new classes: its gradient, but for what differs between the classes of a group.
-_Slopes = tuple[Tensor, Tensor, Tensor]
+
+def _log_sum(logits: Tensor) -> Tensor:
+    """logsumexp over dim 1, with fewer small operations."""
+    if not logits.shape[1]:
+        return logits.new_full((len(logits), logits.shape[2]), -torch.inf)
+    # A finite maximum keeps -inf - max from being NaN.
+    maximum = logits.amax(dim=1, keepdim=True).clamp_(min=torch.finfo(logits.dtype).min)
+    return _exp(logits - maximum).sum(dim=1).log_().add_(maximum.squeeze(1))
+
+
+def _exp(fresh: Tensor) -> Tensor:
+    """exp, in place. On a CPU torch's exp2 can be four times as fast as its exp."""
+    return fresh.mul_(1 / math.log(2)).exp2_()
 
 
 def _values(new: Tensor, old: Tensor, labels: Tensor, kept: Tensor, knobs: _Knobs) -> Tensor:
@@ -142,27 +165,27 @@ def _values(new: Tensor, old: Tensor, labels: Tensor, kept: Tensor, knobs: _Knob
         the old and new classes, at temperature 1 and, if it is another, at that
     """
     num_old = knobs.num_old
-    sums = _log_sums(new, num_old)
-    scaled, scaled_sums, keep = new, sums, [sums.old, sums.new]
-    if knobs.temperature != 1:
-        scaled = new / knobs.temperature
-        scaled_sums = _log_sums(scaled, num_old)
-        keep += [scaled_sums.old, scaled_sums.new]
+    sums = _LogSums.of_logits(new, num_old)
+    total = sums.total()
+    kept[:, 1], kept[:, 2] = sums.old, sums.new
 
     is_valid, is_new = _kinds(labels, knobs)
-    at = labels.clamp(min=num_old).where(is_new, 0).unsqueeze(1)
-    truth = torch.where(is_new, new.gather(1, at).squeeze(1), sums.known)
-    cross_entropy = (torch.logaddexp(sums.known, sums.new) - truth) * is_valid
+    at = labels.where(is_new, 0)
+    truth = torch.where(is_new, new.gather(1, at.unsqueeze(1)).squeeze(1), sums.known)
+    cross_entropy = (total - truth).where(is_valid, 0.0)
 
+    if knobs.temperature != 1:
+        new = new / knobs.temperature
+        sums = _LogSums.of_logits(new, num_old)
+        total = sums.total()
+        kept[:, 3], kept[:, 4] = sums.old, sums.new
     teacher = _sharpened(old, knobs)
     maximum = teacher.amax(dim=1)
-    teacher = (teacher - maximum.unsqueeze(1)).exp_()
-    total = teacher.sum(dim=1)
-    agreement = (teacher[:, 1:] * scaled[:, 1:num_old]).sum(dim=1)
-    agreement = (agreement + teacher[:, 0] * scaled_sums.unknown) / total
-    distillation = torch.logaddexp(scaled_sums.known, scaled_sums.new) - agreement
-
-    kept.copy_(torch.stack([maximum + total.log(), *keep], dim=1))
+    teacher = _exp(teacher - maximum.unsqueeze(1))
+    normaliser = teacher.sum(dim=1)
+    agreement = (teacher[:, 1:] * new[:, 1:num_old]).sum(dim=1) + teacher[:, 0] * sums.unknown()
+    kept[:, 0] = maximum + normaliser.log()
+    distillation = total - agreement / normaliser
     return torch.stack([cross_entropy.sum(), distillation.sum()])
 
 
@@ -178,20 +201,20 @@ def _fill_gradient(
 ) -> None:
     """Write the gradient of the two weighted sums of `_values` to out, [b, C, n]."""
     num_old = knobs.num_old
-    sums = _LogSums(new[:, 0], kept[:, 1], kept[:, 2])
-    _, is_new = _kinds(labels, knobs)
     kd_weight = kd_weight / knobs.temperature
-    teacher = (_sharpened(old, knobs) - kept[:, :1]).exp_().mul_(kd_weight)
+    teacher = _exp(_sharpened(old, knobs) - kept[:, :1]).mul_(kd_weight)
+    is_valid, is_new = _kinds(labels, knobs)
+    valid, not_background = is_valid * ce_weight, is_new * ce_weight
 
-    ce_slopes = _cross_entropy_slopes(sums, labels, ce_weight, knobs)
+    sums = _LogSums.of(new[:, 0], kept[:, 1], kept[:, 2])
     if knobs.temperature == 1:
-        kd_slopes = _distillation_slopes(sums, teacher[:, 0], kd_weight)
-        both = [ce + kd for ce, kd in zip(ce_slopes, kd_slopes, strict=True)]
-        background, old_part, new_part = _by_class(new, sums, both, num_old)
+        slopes = _slopes(sums, valid + kd_weight, not_background + kd_weight, teacher[:, 0])
+        background, old_part, new_part = _by_class(new, sums, slopes, num_old)
     else:
+        ce_slopes = _slopes(sums, valid, not_background, torch.zeros_like(valid))
         scaled = new / knobs.temperature
-        scaled_sums = _LogSums(scaled[:, 0], kept[:, 3], kept[:, 4])
-        kd_slopes = _distillation_slopes(scaled_sums, teacher[:, 0], kd_weight)
+        scaled_sums = _LogSums.of(scaled[:, 0], kept[:, 3], kept[:, 4])
+        kd_slopes = _slopes(scaled_sums, kd_weight, kd_weight, teacher[:, 0])
         parts = zip(
             _by_class(new, sums, ce_slopes, num_old),
             _by_class(scaled, scaled_sums, kd_slopes, num_old),
@@ -199,16 +222,11 @@ def _fill_gradient(
         )
         background, old_part, new_part = [ce + kd for ce, kd in parts]
 
-    truth = labels.where(is_new, -1).unsqueeze(1)
     classes = torch.arange(num_old, new.shape[1], device=labels.device).unsqueeze(1)
+    is_truth = classes == labels.where(is_new, 0).unsqueeze(1)
     out[:, :1] = background
-    out[:, 1:num_old] = old_part - teacher[:, 1:]
-    out[:, num_old:] = new_part - (classes == truth) * ce_weight
-
-
-def _log_sums(logits: Tensor, num_old: int) -> _LogSums:
-    old, new = logits[:, 1:num_old], logits[:, num_old:]
-    return _LogSums(logits[:, 0], old.logsumexp(dim=1), new.logsumexp(dim=1))
+    out[:, 1:num_old] = old_part.sub_(teacher[:, 1:])
+    out[:, num_old:] = new_part.sub_(is_truth * ce_weight)
 
 
 def _kinds(labels: Tensor, knobs: _Knobs) -> tuple[Tensor, Tensor]:
@@ -223,37 +241,31 @@ def _sharpened(old: Tensor, knobs: _Knobs) -> Tensor:
     return old if sharpness == 1 else old * sharpness
 
 
-def _cross_entropy_slopes(sums: _LogSums, labels: Tensor, weight: Tensor, knobs: _Knobs) -> _Slopes:
-    """Those of the log-sum of all classes, less that of `known` where the label says background."""
-    is_valid, is_new = _kinds(labels, knobs)
-    q_new = (sums.new - sums.known).sigmoid() * is_valid
-    q_old_of_known = (sums.old - sums.background).sigmoid()
-    known = (is_new.to(q_new.dtype) - q_new) * weight
-    old = known * q_old_of_known
-    return known - old, old, q_new * weight
+def _slopes(
+    sums: _LogSums, total: Tensor, total_less_known: Tensor, unknown: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Derivatives with respect to the background logit and the log-sums of old and new classes.
 
-
-def _distillation_slopes(sums: _LogSums, background: Tensor, weight: Tensor) -> _Slopes:
-    """Those of the log-sum of all classes, less the teacher's background times that of `unknown`.
-
-    background: [b, n], the teacher's probability of background times the weight
+    Of total * sums.total() - known * sums.known - unknown * sums.unknown(). The difference of the
+    first two factors is given, since it is exact where subtracting their products would not be.
     """
-    q_new = (sums.new - sums.known).sigmoid()
-    q_old_of_known = (sums.old - sums.background).sigmoid()
-    q_new_of_unknown = (sums.new - sums.background).sigmoid()
-    known = (1 - q_new) * weight
-    old = known * q_old_of_known
-    new_share = background * q_new_of_unknown
-    return known - old - (background - new_share), old, q_new * weight - new_share
+    new_of_total = (sums.new - sums.known).sigmoid_()
+    old_of_known = (sums.old - sums.background).sigmoid_()
+    new_of_unknown = (sums.new - sums.background).sigmoid_()
+    new = total * new_of_total
+    known = total_less_known - new
+    old = known * old_of_known
+    moved = unknown * new_of_unknown
+    return known - old - (unknown - moved), old, new - moved
 
 
 def _by_class(
-    logits: Tensor, sums: _LogSums, slopes: Sequence[Tensor], num_old: int
+    logits: Tensor, sums: _LogSums, slopes: tuple[Tensor, Tensor, Tensor], num_old: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Slopes spread over the classes of each group by their softmax: [b, classes, n] each."""
     background, old, new = (slope.unsqueeze(1) for slope in slopes)
-    old_softmax = (logits[:, 1:num_old] - sums.old.unsqueeze(1)).exp_()
-    new_softmax = (logits[:, num_old:] - sums.new.unsqueeze(1)).exp_()
+    old_softmax = _exp(logits[:, 1:num_old] - sums.old.unsqueeze(1))
+    new_softmax = _exp(logits[:, num_old:] - sums.new.unsqueeze(1))
     return background, old_softmax.mul_(old), new_softmax.mul_(new)
 
 
@@ -267,8 +279,8 @@ def _pieces(
     dtype = compute_dtype(new)
     new, old, labels = new.flatten(2), old.flatten(2), labels.flatten(1)
     num_images, num_channels, pixels = new.shape
-    size = CPU_PIECE if new.is_cpu else max(GPU_PIECE, new.numel() // GPU_PIECES)
-    limit = max(1, size // num_channels)
+    fewest, most = CPU_PIECE if new.is_cpu else GPU_PIECE
+    limit = max(1, min(max(new.numel() // NUM_PIECES, fewest), most) // num_channels)
     images = max(1, limit // pixels)
     for image in range(0, num_images, images):
         for pixel in range(0, pixels, limit):
@@ -278,8 +290,30 @@ def _pieces(
             yield at, new_here, old_here, labels[rows, columns]
 
 
+def _is_planar(logits: Tensor) -> bool:
+    """Whether a piece [b, C, n] can be worked on as it is: on a CPU, pixels must be neighbours."""
+    return not logits.is_cpu or logits.stride(2) == 1
+
+
 def _planar(logits: Tensor) -> Tensor:
-    return logits.contiguous() if logits.is_cpu and logits.stride(2) != 1 else logits
+    if _is_planar(logits):
+        return logits
+    planar = torch.empty(logits.shape, dtype=logits.dtype)
+    _turn(logits, planar)
+    return planar
+
+
+def _turn(source: Tensor, target: Tensor) -> None:
+    """Copy [b, C, n] between pixels as neighbours and channels as neighbours."""
+    if source.shape[1] < MANY_CHANNELS:
+        target.copy_(source)
+        return
+    for there, here in zip(source, target, strict=True):
+        # torch turns a matrix block by block only if the target is the contiguous one.
+        if here.is_contiguous():
+            here.copy_(there)
+        else:
+            here.t().copy_(there.t())
 
 
 def _is_channels_last(maps: Tensor) -> bool:
