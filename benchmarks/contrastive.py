@@ -78,7 +78,10 @@ def make_inputs(problem: Problem) -> Inputs:
     num_new = max(1, problem.classes // 4)
     num_old = 1 + problem.classes - num_new
     maps = (images, problem.width, side, side)
-    new, old = (torch.randn(maps, generator=rng).to(problem.dtype) for _ in range(2))
+    new, old = (
+        torch.randn(maps, generator=rng).to(problem.dtype, memory_format=torch.channels_last)
+        for _ in range(2)
+    )
     guess = torch.randint(1, num_old, (images * side**2,), generator=rng)
     labels = torch.randint(num_old, num_old + num_new, guess.shape, generator=rng)
     order = torch.randperm(len(guess), generator=rng)
@@ -108,10 +111,9 @@ def dense(new: Tensor, old: Tensor, logits: Tensor, labels: Tensor, num_old: int
     weight = torch.where((rows[:, None] >= num_old) & (columns >= num_old), 1.0, weight)
     same = rows[:, None] == columns
     similarity = anchors @ keys.T / 0.07
-    exponential = similarity.exp()
-    negatives = (exponential * ~same).sum(1, keepdim=True)
-    terms = weight * (torch.log(exponential + negatives) - similarity)
-    positive = same.fill_diagonal_(False)
+    negatives = similarity.masked_fill(same, -torch.inf).logsumexp(1, keepdim=True)
+    positive = same.clone().fill_diagonal_(False)
+    terms = weight * (torch.logaddexp(similarity, negatives) - similarity)
     count = positive.sum(1)
     return ((terms * positive).sum(1) / count.clamp(min=1)).sum() / (count > 0).sum()
 

@@ -8,6 +8,9 @@ exponentials, their row sums and their product with the vectors, divided by thes
 Then the own class, whose terms need the sums. Unit vectors bound a similarity by 1 / temperature,
 so no row maximum is subtracted while exp of that bound is harmless; for a lower temperature one
 more pass over the similarities finds the maximum.
+
+Two anchors are as similar one way as the other: the exponentials of a tile of anchors and later
+anchors also serve the later ones, as columns of their transpose.
 """
 
 from __future__ import annotations
@@ -53,18 +56,17 @@ class Contrast(torch.autograd.Function):
         """
         anchors, lengths, columns = _gather(new_features, old_features, probs, plan, half)
         weights = probs[plan.anchors] * plan.scales[:, None].to(probs.dtype)
-        tiles = _Tiles(columns, temperature, shift)
+        tiles = _Tiles(anchors, weights, columns, temperature, shift)
 
         batch, width, height, breadth = new_features.shape
         gradient = anchors.new_zeros(batch * height * breadth, width)
         parts = [anchors.new_zeros(())]
         for segments in _split(plan.groups, tiles.num_rows):
-            rows = slice(segments[0].rows.start, segments[-1].rows.stop)
-            unit = anchors[rows]
-            loss, slope = tiles.loss(unit, weights[rows], segments)
+            loss, slope = tiles.loss(segments)
             parts.append(loss)
-            along = (slope * unit).sum(dim=1, keepdim=True)
-            slope.addcmul_(along, unit, value=-1).mul_(lengths[rows])
+            rows = _rows(segments)
+            along = (slope * anchors[rows]).sum(dim=1, keepdim=True)
+            slope.addcmul_(along, anchors[rows], value=-1).mul_(lengths[rows])
             gradient.index_copy_(0, plan.anchors[rows], slope)
         ctx.save_for_backward(gradient.view(batch, height, breadth, width).movedim(-1, 1))
         ctx.dtype = new_features.dtype
@@ -98,105 +100,145 @@ class _Columns(NamedTuple):
 
 
 class _Tiles:
-    """The contrast set, the buffers and the constants that all tiles of a loss share."""
+    """What all tiles of a loss share; call `loss` for neighbouring anchors, first to last.
 
-    def __init__(self, columns: _Columns, temperature: float, shift: float) -> None:
+    anchors: [n, D], of length 1
+    weights: [n, C], their probabilities times their scales
+    """
+
+    def __init__(
+        self,
+        anchors: Tensor,
+        weights: Tensor,
+        columns: _Columns,
+        temperature: float,
+        shift: float,
+    ) -> None:
+        self.anchors = anchors
+        self.weights = weights
         self.columns = columns
         self.temperature = temperature
         self.shift = shift
-        vectors, like = columns.vectors, columns.probs
+        self.needs_maximum = 1 / temperature > MAX_SIMILARITY
+        # With a maximum or a weight of its own, a row's exponential is not the column's.
+        self.is_symmetric = not self.needs_maximum and columns.log2_weights is None
+        # Per anchor, over columns of other classes: sum of exp(s), sum of exp(s) * vector.
+        self.total, self.product = anchors.new_zeros(len(anchors), 1), torch.zeros_like(anchors)
+        vectors = columns.vectors
         self.num_rows, self.size = TILES.get(vectors.device.type, TILES["cuda"])
         self.size = min(self.size, self.num_rows * len(vectors))
-        self.buffers = [like.new_empty(self.size) for _ in range(3)]
-        self.factors = vectors.new_empty(self.size if vectors.dtype != like.dtype else 0)
+        self.buffers = [anchors.new_empty(self.size) for _ in range(3)]
+        self.factors = vectors.new_empty(self.size if vectors.dtype != anchors.dtype else 0)
 
-    def loss(
-        self, unit: Tensor, weights: Tensor, segments: list[_Segment]
-    ) -> tuple[Tensor, Tensor]:
-        """The loss of neighbouring anchors and its gradient with respect to `unit`.
-
-        unit: [R, D]; weights: [R, C], their probabilities times their scales
-        """
-        total, maximum, slope = self._negatives(unit, segments)
-        log_total = total.log().add_(self.shift)
+    def loss(self, segments: list[_Segment]) -> tuple[Tensor, Tensor]:
+        """The loss of these anchors and its gradient with respect to them, [R, D]."""
+        maximum = self._add_negatives(segments)
+        rows = _rows(segments)
+        total, slope = self.total[rows], self.product[rows]
+        log_total = total.log2()
         if maximum is not None:
-            log_total.add_(maximum, alpha=1 / LOG2_E)
-        loss, pull, positive = self._positives(unit, weights, log_total, segments)
+            log_total += maximum
+        log_total.div_(LOG2_E).add_(self.shift)
+        loss, pull, positive = self._positives(log_total, segments)
         slope.mul_(pull / total.clamp(min=torch.finfo(total.dtype).tiny))
         return loss, slope.sub_(positive).div_(self.temperature)
 
-    def _negatives(
-        self, unit: Tensor, segments: list[_Segment]
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Sum of exp(s) over the columns of other classes, [R, 1], and of exp(s) * k, [R, D].
+    def _add_negatives(self, segments: list[_Segment]) -> Tensor | None:
+        """Complete `total` and `product` of these anchors.
 
-        Both are divided by 2 to the power of the maximum, [R, 1], if there is one.
+        Returns the maxima, [R, 1], if both are divided by 2 to their power.
         """
+        rows = _rows(segments)
+        unit, total, product = self.anchors[rows], self.total[rows], self.product[rows]
         scaled = unit * (LOG2_E / self.temperature)
         maximum = None
-        if 1 / self.temperature > MAX_SIMILARITY:
+        if self.needs_maximum:
             # Finite, since -inf - -inf would be NaN where a row has no negatives.
             maximum = unit.new_full((len(unit), 1), torch.finfo(unit.dtype).min)
             for _, tile in self._other_classes(scaled, segments):
                 maximum = torch.maximum(maximum, tile.amax(dim=1, keepdim=True))
-        total, product = unit.new_zeros(len(unit), 1), torch.zeros_like(unit)
         for columns, tile in self._other_classes(scaled, segments):
             if maximum is not None:
                 tile.sub_(maximum)
             factors = torch.exp2(tile, out=self._factors(tile))
             total += factors.sum(dim=1, keepdim=True, dtype=total.dtype)
             _add_product(product, factors, self.columns.vectors[columns])
-        return total, maximum, product
+            if self.is_symmetric and rows.stop <= columns.start < len(self.anchors):
+                self.total[columns] += factors.sum(dim=0, dtype=total.dtype)[:, None]
+                _add_product(self.product[columns], factors.T, self.columns.vectors[rows])
+        return maximum
 
     def _other_classes(
         self, scaled: Tensor, segments: list[_Segment]
     ) -> Iterator[tuple[slice, Tensor]]:
-        """Tiles of similarities, -inf at columns of an anchor's own class."""
-        first = segments[0].rows.start
-        own = segments[0].group.columns
-        num_columns = len(self.columns.vectors)
-        alone = len(segments) == 1
-        spans = [slice(0, own.start), slice(own.stop, num_columns)]
-        for span in spans if alone else [slice(0, num_columns)]:
+        """Tiles of similarities, -inf at columns of an anchor's own class.
+
+        If symmetric without columns of earlier anchors, which these anchors have been given.
+        """
+        rows = _rows(segments)
+        for span in self._spans(segments):
             for columns in _ranges(span, self.size // len(scaled)):
                 tile = self._similarities(scaled, columns)
                 if self.columns.log2_weights is not None:
                     tile.add_(self.columns.log2_weights[columns])
-                for segment in () if alone else segments:
-                    own = segment.group.columns
-                    start, stop = max(own.start, columns.start), min(own.stop, columns.stop)
-                    if start < stop:
-                        rows = slice(segment.rows.start - first, segment.rows.stop - first)
-                        tile[rows, start - columns.start : stop - columns.start] = -torch.inf
+                if len(segments) > 1:
+                    for group, part in segments:
+                        for own in (group.shared, group.others):
+                            start, stop = max(own.start, columns.start), min(own.stop, columns.stop)
+                            if start < stop:
+                                tile[
+                                    part.start - rows.start : part.stop - rows.start,
+                                    start - columns.start : stop - columns.start,
+                                ] = -torch.inf
                 yield columns, tile
 
+    def _spans(self, segments: list[_Segment]) -> list[slice]:
+        """The columns to visit, without those of the class where there is only one."""
+        num_anchors, num_columns = len(self.anchors), len(self.columns.vectors)
+        rows = _rows(segments)
+        if len(segments) > 1:
+            if self.is_symmetric:
+                return [rows, slice(rows.stop, num_anchors), slice(num_anchors, num_columns)]
+            return [slice(0, num_columns)]
+        _, shared, others = segments[0].group
+        after = slice(others.stop, num_columns)
+        if self.is_symmetric:
+            later, before = slice(shared.stop, num_anchors), slice(num_anchors, others.start)
+            return [later, before, after]
+        return [slice(0, shared.start), slice(shared.stop, others.start), after]
+
     def _positives(
-        self, unit: Tensor, weights: Tensor, log_total: Tensor, segments: list[_Segment]
+        self, log_total: Tensor, segments: list[_Segment]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Sum of w * log(1 + exp(log_total - s)) over pairs of a class, and what the slope needs.
 
         The derivatives by log_total, [R, 1], and their sum times the vectors, [R, D].
         """
-        scaled = unit / self.temperature
-        pull, product = torch.zeros_like(log_total), torch.zeros_like(unit)
+        first = segments[0].rows.start
+        pull = torch.zeros_like(log_total)
+        product = self.anchors.new_zeros(len(log_total), self.anchors.shape[1])
         parts = []
-        for group, span in segments:
-            rows = slice(span.start - segments[0].rows.start, span.stop - segments[0].rows.start)
-            start, stop = span.start - group.anchors.start, span.stop - group.anchors.start
-            num_own = max(0, min(stop, group.num_own) - start)
-            for columns in _ranges(group.columns, self.size // (stop - start)):
-                tile = self._similarities(scaled[rows], columns)
-                margins = torch.sub(log_total[rows], tile, out=tile)
-                own = start - (columns.start - group.columns.start)
-                margins[:num_own].diagonal(own).fill_(-torch.inf)  # its own copy is no positive
-                losses, pair_weights = (self._view(index, tile) for index in (1, 2))
+        for group, rows in segments:
+            here = slice(rows.start - first, rows.stop - first)
+            scaled = self.anchors[rows] / self.temperature
+            for columns in self._own_class(group, len(scaled)):
+                tile = self._similarities(scaled, columns)
+                margins = torch.sub(log_total[here], tile, out=tile)
+                if columns.stop <= group.shared.stop:  # its own copy is no positive
+                    own = (rows.start - group.anchors.start) - (columns.start - group.shared.start)
+                    margins.diagonal(own).fill_(-torch.inf)
+                losses, weights = (self._view(index, tile) for index in (1, 2))
                 torch.ops.aten.softplus.out(margins, 1, 50, out=losses)
-                torch.mm(weights[rows], self.columns.probs[columns].T, out=pair_weights)
-                parts.append(losses.mul_(pair_weights).sum())
-                factors = torch.mul(margins.sigmoid_(), pair_weights, out=self._factors(tile))
-                pull[rows] += factors.sum(dim=1, keepdim=True, dtype=pull.dtype)
-                _add_product(product[rows], factors, self.columns.vectors[columns])
+                torch.mm(self.weights[rows], self.columns.probs[columns].T, out=weights)
+                parts.append(losses.mul_(weights).sum())
+                factors = torch.mul(margins.sigmoid_(), weights, out=self._factors(tile))
+                pull[here] += factors.sum(dim=1, keepdim=True, dtype=pull.dtype)
+                _add_product(product[here], factors, self.columns.vectors[columns])
         return torch.stack(parts).sum(), pull, product
+
+    def _own_class(self, group: Group, num_rows: int) -> Iterator[slice]:
+        for span in (group.shared, group.others):
+            yield from _ranges(span, self.size // num_rows)
 
     def _similarities(self, scaled: Tensor, columns: slice) -> Tensor:
         vectors = self.columns.vectors[columns]
@@ -209,6 +251,10 @@ class _Tiles:
     def _factors(self, tile: Tensor) -> Tensor:
         """Where to put what is multiplied with vectors: in place, unless their precision differs."""
         return self.factors[: tile.numel()].view_as(tile) if len(self.factors) else tile
+
+
+def _rows(segments: list[_Segment]) -> slice:
+    return slice(segments[0].rows.start, segments[-1].rows.stop)
 
 
 def _gather(

@@ -1,13 +1,13 @@
 """Which pixels UCD compares: anchors (rows) and contrast vectors (columns), sorted by class.
 
-Sorted, the positives of a class are one block of columns and no mask is needed. Within a class the
-anchors that are columns too come first in both orders, so an anchor's own copy lies on the diagonal
-of the block.
+Sorted, the positives of a class are two blocks of columns and no mask is needed: first come the
+columns that are anchors too, in the order of the rows, so that an anchor's own copy lies on the
+diagonal; then all others.
 """
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import torch
@@ -20,11 +20,14 @@ NUM_LABELS = 256
 
 
 class Group(NamedTuple):
-    """One class: its anchors and its columns; the first `num_own` of both are the same pixels."""
+    """One class: its anchors, its columns that are anchors too, its other columns.
+
+    The first anchors of the class are the pixels of `shared`, in this order.
+    """
 
     anchors: slice
-    columns: slice
-    num_own: int
+    shared: slice
+    others: slice
 
 
 class Plan(NamedTuple):
@@ -33,8 +36,9 @@ class Plan(NamedTuple):
     anchors: [n] positions of the rows, sorted by class
     scales: [n] float64, the factor of each row's sum over positives in the loss
     new, old: positions of the columns that the new and the old model give
-    order: [K], sorts the columns cat(new, old) by class
-    column_weights: [K] float64, sorted by class; None = all 1
+    order: [K], sorts the columns cat(new, old): those that are anchors too, then the others, both
+        by class
+    column_weights: [K] float64, sorted likewise; None = all 1, and then every anchor is a column
     groups: the classes that have rows
     lowest, highest: of the labels
     """
@@ -75,22 +79,22 @@ def make_plan(
     old_at = pseudo[old.at]
 
     row_weights, new_weights = _spread(rows, labels), _spread(new, labels)
+    column_labels = torch.cat([labels[new.at], labels[old_at]])
+    is_other = torch.cat([row_weights[new.at] == 0, torch.ones_like(old_at, dtype=torch.bool)])
+    column_keys = column_labels + NUM_LABELS * is_other
     row_keys = 2 * labels[rows.at] + (new_weights[rows.at] == 0)
-    column_keys = torch.cat(
-        [3 * labels[new.at] + (row_weights[new.at] == 0), 3 * labels[old_at] + 2]
-    )
     row_order, order = row_keys.argsort(stable=True), column_keys.argsort(stable=True)
     anchors = rows.at[row_order]
 
     weights = torch.cat([new_weights[new.at], _weights(old)])
-    sums = weights.new_zeros(NUM_LABELS).index_add_(0, column_keys // 3, weights)
+    sums = weights.new_zeros(NUM_LABELS).index_add_(0, column_labels, weights)
     positives = (sums[labels] - new_weights)[anchors]
     population = _count(labels, NUM_LABELS) + _count(labels[pseudo], NUM_LABELS)
     num_anchors = (population[labels] > 1).sum()
     scales = row_weights[anchors] / (positives * num_anchors)
     scales = scales.where(positives > 0, 0.0)
 
-    numbers = [_count(row_keys, 2 * NUM_LABELS), _count(column_keys, 3 * NUM_LABELS)]
+    numbers = [_count(labels[rows.at], NUM_LABELS), _count(column_keys, 2 * NUM_LABELS)]
     lowest, highest, *counts = torch.cat([*truth[None].aminmax(dim=1), *numbers]).tolist()
     sampled = new.weights is not None or old.weights is not None
     return Plan(
@@ -100,27 +104,21 @@ def make_plan(
         old=pixels[old_at],
         order=order,
         column_weights=weights[order] if sampled else None,
-        groups=_groups(counts[: 2 * NUM_LABELS], counts[2 * NUM_LABELS :]),
+        groups=_groups(counts[:NUM_LABELS], counts[NUM_LABELS:]),
         lowest=lowest,
         highest=highest,
     )
 
 
 def _groups(row_counts: list[int], column_counts: list[int]) -> list[Group]:
-    """Row counts: per class, columns too or not. Column counts: rows too, other new, old."""
-    rows = _starts([sum(row_counts[2 * c : 2 * c + 2]) for c in range(NUM_LABELS)])
-    columns = _starts([sum(column_counts[3 * c : 3 * c + 3]) for c in range(NUM_LABELS)])
-    return [
-        Group(row, column, row_counts[2 * label])
-        for label, (row, column) in enumerate(zip(rows, columns, strict=True))
-        if row.start < row.stop
-    ]
+    """From counts per class; those of columns first of shared, then of other ones."""
+    columns = _spans(column_counts)
+    groups = zip(_spans(row_counts), columns[:NUM_LABELS], columns[NUM_LABELS:], strict=True)
+    return [Group(*spans) for spans in groups if spans[0].start < spans[0].stop]
 
 
-def _starts(sizes: list[int]) -> list[slice]:
-    edges = [0]
-    for size in sizes:
-        edges.append(edges[-1] + size)
+def _spans(sizes: list[int]) -> list[slice]:
+    edges = accumulate(sizes, initial=0)
     return [slice(start, stop) for start, stop in pairwise(edges)]
 
 
