@@ -204,11 +204,12 @@ class _Run:
         started: float,
     ) -> Tensor | None:
         """Reports an epoch; in steps after 0 with the objective on at most eval.max_images images."""
-        scored, value = None, None
+        scored, value, drop = None, None, None
         if step > 0:
             rows = self._select_rows(step, self.recipe.eval.max_images)
             scored = self._confusion(segmenter, step, rows)
             value = self._means(scored, step)[self.job.objective]
+            drop = self._drop(scored)
         report = {
             "kind": "epoch",
             "step": step,
@@ -217,6 +218,7 @@ class _Run:
             "iteration": epoch.iteration,
             "rung": self._epochs_before(step) + epoch.epoch if step > 0 else 0,
             "value": value,
+            "drop": drop,
             "losses": epoch.losses,
             "images_per_s": epoch.images_per_s,
             "seconds_left": epoch.seconds_left,
@@ -228,6 +230,11 @@ class _Run:
 
         self.context.report(report, state)
         return scored
+
+    def _drop(self, confusion: Tensor) -> float:
+        """Percent points that the classes of step 0 lost since its end, on the images search looks at."""
+        base, now = torch.tensor(self.history[0]["select"]), confusion
+        return self._means(base, 0)["miou_base"] - self._means(now, 1)["miou_base"]
 
     def _epochs_before(self, step: int) -> int:
         """Epochs of steps 1 to `step` - 1: with the epochs of this step, the rung."""

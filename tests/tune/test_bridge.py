@@ -20,11 +20,12 @@ from ucd_ray.tune.bridge import (
     BookScheduler,
     BookSearcher,
     TrialBook,
-    derived_seed,
     distribution,
 )
 from ucd_ray.tune.database import Database
 from ucd_ray.tune.executors import pack, root_cause
+from ucd_ray.tune.names import EXHAUSTIVE, PRUNERS, SAMPLERS
+from ucd_ray.tune.samplers import derived_seed
 from ucd_ray.tune.space import Parameter, StudySpec
 
 SEARCH: dict[str, Any] = {
@@ -114,17 +115,39 @@ def history(book: TrialBook, trials: int) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random"])
+# Four values of each key, so that every sampler can be asked, and twelve points in all.
+COUNTED: dict[str, Any] = {
+    "ucd.weight": {"low": 0.01, "high": 0.04, "step": 0.01},
+    "ucd.max_old": {"choices": [256, 512, None]},
+}
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_proposals_depend_on_study_seed_and_history_alone(tmp_path: Path, sampler: str) -> None:
-    spec = spec_of(trials=12, sampler=sampler, seed=3)
+    search = COUNTED if sampler in EXHAUSTIVE else SEARCH
+    first = {key: PUBLISHED[key] for key in search}
+    spec = spec_of(trials=12, sampler=sampler, seed=3, search=search, first=first)
     folders = [tmp_path / name for name in ("one", "other", "third")]
     one = history(open_book(folders[0], spec), 8)
     reopened = history(open_book(folders[1], spec), 4)
     reopened += history(open_book(folders[1], spec), 4)  # by another driver
     assert one == reopened
-    other = history(open_book(folders[2], spec_of(trials=12, sampler=sampler, seed=4)), 3)
-    assert one[0] == other[0] == PUBLISHED
-    assert one[1:3] != other[1:]
+    other = history(open_book(folders[2], spec.model_copy(update={"seed": 4})), 6)
+    assert one[0] == other[0] == first
+    assert one[1:6] != other[1:]
+    assert len({str(params) for params in one}) > 4
+
+
+@pytest.mark.parametrize("sampler", EXHAUSTIVE)
+def test_an_exhaustive_sampler_tries_every_point_once_and_ends(
+    tmp_path: Path, sampler: str
+) -> None:
+    spec = spec_of(trials=100, sampler=sampler, search=COUNTED, first={})
+    found = history(open_book(tmp_path, spec), 7)
+    book = open_book(tmp_path, spec)
+    found += history(book, 5)
+    assert book.next_trial() is None
+    assert len({(p["ucd.weight"], p["ucd.max_old"]) for p in found}) == 12 == book.wanted
 
 
 def test_proposals_depend_on_what_was_measured(tmp_path: Path) -> None:
@@ -145,9 +168,9 @@ def test_no_two_trials_share_a_random_state(
 ) -> None:
     true, numbers = bridge.make_sampler, []
 
-    def record(spec: StudySpec, number: int) -> optuna.samplers.BaseSampler:
+    def record(*args: Any, number: int, **options: Any) -> optuna.samplers.BaseSampler:
         numbers.append(number)
-        return true(spec, number)
+        return true(*args, number=number, **options)
 
     monkeypatch.setattr(bridge, "make_sampler", record)
     book = open_book(tmp_path, spec_of(first={"ucd.weight": 0.01}))
@@ -222,6 +245,61 @@ def test_without_a_pruner_no_trial_is_stopped(tmp_path: Path) -> None:
     for value in (40.0, 50.0, 60.0, 1.0):
         run_trial(book, value, value)
     assert {t.state for t in book.study.get_trials()} == {TrialState.COMPLETE}
+
+
+GOOD, WEAK = (40.0, 50.0, 60.0, 65.0, 70.0, 75.0), (39.0, 5.0, 5.0, 5.0, 5.0, 5.0)
+
+
+@pytest.mark.parametrize("pruner", [name for name in PRUNERS if name not in ("none", "forgetting")])
+def test_every_pruner_stops_a_weak_trial_and_says_why(tmp_path: Path, pruner: str) -> None:
+    options = {"percentile": ":percentile=50", "hyperband": ":last=6"}.get(pruner, "")
+    book = open_book(tmp_path, spec_of(pruner=pruner + options, trials=20))
+    for _ in range(6):
+        run_trial(book, *GOOD)
+    weak = [trial_of(book, run_trial(book, *WEAK)) for _ in range(6)]
+    stopped = [trial for trial in weak if trial.state == TrialState.PRUNED]
+    assert stopped
+    assert all(trial.user_attrs["code"] == "PRUNER" for trial in stopped)
+    assert all("epoch" in trial.user_attrs["reason"] for trial in stopped)
+    assert all(len(trial.intermediate_values) < len(WEAK) for trial in stopped)
+
+
+def forgetful(book: TrialBook, *drops: float) -> Any:
+    """One trial of constant value that loses `drops` of its old classes."""
+    chosen = book.next_trial()
+    assert chosen is not None
+    number = chosen[0]
+    for rung, drop in enumerate(drops, start=1):
+        if book.report(number, {**epoch(rung, 50.0), "drop": drop}):
+            break
+    else:
+        book.report(number, {"kind": "done", "value": 50.0})
+    book.close(number)
+    return trial_of(book, number)
+
+
+def test_the_forgetting_pruner_stops_above_its_limit(tmp_path: Path) -> None:
+    book = open_book(tmp_path, spec_of(pruner="forgetting:limit=15,warmup=1"))
+    assert forgetful(book, 40.0, 14.0, 14.9).state == TrialState.COMPLETE  # rung 1 is warm-up
+    trial = forgetful(book, 2.0, 15.1, 1.0)
+    assert trial.state == TrialState.PRUNED
+    assert trial.intermediate_values == {1: 50.0, 2: 50.0}
+    assert (trial.user_attrs["code"], trial.user_attrs["drops"]) == (
+        "FORGETTING",
+        {"1": 2.0, "2": 15.1},
+    )
+    assert trial.user_attrs["reason"] == "forgot too much of the base step at epoch 2"
+
+
+def test_the_forgetting_pruner_stops_what_forgets_more_than_the_median(tmp_path: Path) -> None:
+    spec = spec_of(pruner="forgetting:limit=100,startup=3", trials=20)
+    book = open_book(tmp_path, spec)
+    for drop in (4.0, 6.0, 8.0):
+        assert forgetful(book, drop, drop).state == TrialState.COMPLETE
+    assert forgetful(book, 7.0, 5.9).state == TrialState.COMPLETE
+    assert forgetful(book, 1.0, 6.5).state == TrialState.PRUNED
+    reopened = open_book(tmp_path, spec)
+    assert forgetful(reopened, 1.0, 6.5).state == TrialState.PRUNED
 
 
 @pytest.mark.parametrize("value", [math.nan, None])

@@ -7,9 +7,7 @@ opens the same study goes on, and trials left running by a dead driver are hande
 
 from __future__ import annotations
 
-import hashlib
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +19,8 @@ from ray.tune.search import Searcher
 
 from ucd_ray.tune.database import Database
 from ucd_ray.tune.executors import unpack
+from ucd_ray.tune.pruners import DROPS, PRUNED_CODES, drops_with, make_pruner, why_code, why_pruned
+from ucd_ray.tune.samplers import make_sampler
 from ucd_ray.tune.space import Parameter, StudySpec
 
 FINISHED_STATES = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
@@ -39,30 +39,6 @@ def distribution(parameter: Parameter) -> optuna.distributions.BaseDistribution:
     return optuna.distributions.FloatDistribution(low, high, log=log, step=parameter.step)
 
 
-def make_sampler(spec: StudySpec, number: int) -> optuna.samplers.BaseSampler:
-    """The sampler for trial `number`: its random state follows from study seed and number alone."""
-    seed = derived_seed(spec.seed, number)
-    if spec.sampler == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
-    with warnings.catch_warnings():  # multivariate and constant_liar are marked experimental
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.samplers.TPESampler(
-            multivariate=True, constant_liar=True, n_startup_trials=5, seed=seed
-        )
-
-
-def make_pruner(spec: StudySpec) -> optuna.pruners.BasePruner:
-    """The pruner of a study."""
-    if spec.pruner == "none":
-        return optuna.pruners.NopPruner()
-    return optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=2)
-
-
-def derived_seed(seed: int, number: int) -> int:
-    """A 32-bit seed for one trial of a study."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{number}".encode()).digest()[:4])
-
-
 class TrialBook:
     """Reads and writes the trials of one study."""
 
@@ -75,7 +51,7 @@ class TrialBook:
             storage=database.optuna_storage(),
             study_name=spec.name,
             direction="maximize",
-            pruner=make_pruner(spec),
+            pruner=make_pruner(spec.pruner),
             load_if_exists=True,
         )
         self.distributions = {key: distribution(p) for key, p in sorted(spec.search.items())}
@@ -86,6 +62,12 @@ class TrialBook:
         self.open: dict[int, optuna.Trial] = {}
         self.values: dict[int, float] = {}  # objective after the last step, once it is reported
         self.reasons: dict[int, tuple[str, str]] = {}  # why a trial failed or was pruned
+
+    @property
+    def wanted(self) -> int:
+        """Trials of the whole study: what the spec asks for, or all points of an exhaustive sampler."""
+        points = self.spec.num_points
+        return self.spec.trials if points is None else min(self.spec.trials, points)
 
     def finished(self) -> int:
         """Trials that count: COMPLETE, PRUNED and FAIL."""
@@ -111,7 +93,7 @@ class TrialBook:
         if self.adopted:
             number = self.adopted.pop(0)
             trial = optuna.Trial(self.study, self.study.trials[number]._trial_id)
-        elif self.finished() + len(self.open) < self.spec.trials:
+        elif self.finished() + len(self.open) < self.wanted:
             trial = self._ask()
         else:
             return None
@@ -124,7 +106,8 @@ class TrialBook:
         trials = self.study.get_trials(deepcopy=False)
         waiting = [t.number for t in trials if t.state == TrialState.WAITING]
         number = waiting[0] if waiting else len(trials)
-        self.study.sampler = make_sampler(self.spec, number)
+        spec = self.spec
+        self.study.sampler = make_sampler(spec.sampler, spec.search, seed=spec.seed, number=number)
         return self.study.ask(self.distributions)
 
     def report(self, number: int, report: dict[str, Any]) -> bool:
@@ -132,12 +115,17 @@ class TrialBook:
         trial, kind = self.open[number], report["kind"]
         stop = False
         if kind == "epoch" and report["value"] is not None and report["value"] == report["value"]:
-            if report["rung"] not in self.study.trials[number].intermediate_values:
-                trial.report(report["value"], report["rung"])
+            rung = report["rung"]
+            if rung not in self.study.trials[number].intermediate_values:
+                if (drop := report.get("drop")) is not None:
+                    trial.set_user_attr(DROPS, drops_with(trial.user_attrs, rung, drop))
+                trial.report(report["value"], rung)
             stop = trial.should_prune()
             if stop:
-                why = f"weaker than the median of earlier trials at epoch {report['rung']}"
-                self.reasons[number] = ("PRUNER", why)
+                self.reasons[number] = (
+                    why_code(self.spec.pruner),
+                    why_pruned(self.spec.pruner, rung),
+                )
         elif kind == "step":
             self.database.add_step(self.spec.name, number, report)
             trial.set_user_attr("last_step", report["step"])
@@ -161,7 +149,7 @@ class TrialBook:
         if code is None and (value is None or value != value):
             code, reason = "NO_VALUE", f"{self.spec.objective} has no class with truth pixels"
         state = TrialState.COMPLETE if code is None else TrialState.FAIL
-        state = TrialState.PRUNED if code == "PRUNER" else state
+        state = TrialState.PRUNED if code in PRUNED_CODES else state
         started = trial.user_attrs.get("started", time.time())
         seconds = trial.user_attrs.get("seconds", 0.0) + time.time() - started
         trial.set_user_attr("seconds", seconds)

@@ -7,6 +7,7 @@ first trial; `by_method` replaces parts of it for one method.  Needs neither tor
 from __future__ import annotations
 
 import importlib.resources
+import math
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -21,10 +22,9 @@ from ucd_ray.errors import ConfigError, did_you_mean
 from ucd_ray.methods import ADDED, METHODS
 from ucd_ray.recipe import Recipe, check_key, check_method, describe, method_keys
 from ucd_ray.scenarios import read_scenario
+from ucd_ray.tune.names import EXHAUSTIVE, check_sampler, pruner_options
 
 Value = str | int | float | bool | None | list[float] | dict[str, Any]
-SAMPLERS = ("tpe", "random")
-PRUNERS = ("median", "none")
 OBJECTIVES = tuple(
     f"miou_{group}{bg}" for group in ("all", "base", "added", "old", "new") for bg in ("", "_bg")
 )
@@ -74,6 +74,18 @@ class Parameter(Config):
             return (int(self.low), int(self.high))
         inner = self.low + (self.step or (self.high - self.low) / 2**0.5)
         return (self.low, self.high, inner)
+
+    def points(self) -> tuple[str | int | float | bool | None, ...] | None:
+        """All values, if they can be counted: choices, whole numbers, or a range with a step."""
+        if self.choices is not None:
+            return self.choices
+        assert self.low is not None and self.high is not None
+        whole = self.type == "int"
+        step = self.step or (1.0 if whole else None)
+        if step is None:
+            return None
+        values = (self.low + step * i for i in range(int((self.high - self.low) / step + 1e-9) + 1))
+        return tuple(int(value) if whole else value for value in values)
 
     def holds(self, value: Value) -> bool:
         """Whether `value` lies in the range or is a choice."""
@@ -139,9 +151,10 @@ class StudySpec(Config):
     objective: str = "miou_all"
     """What is maximised, on the images of `eval.select_on` after the last step."""
     sampler: str = "tpe"
-    """How new params are proposed: tpe or random."""
+    """How new params are proposed: tpe, gp, cmaes, qmc, random, grid or brute-force."""
     pruner: str = "median"
-    """How weak trials are stopped early: median or none."""
+    """How weak trials are stopped early: none, median, percentile, successive-halving, hyperband, patient,
+    threshold or forgetting, with options as in `forgetting:limit=10,warmup=2`."""
     seed: int = 0
     """Seed of the sampler."""
     workers: Annotated[int, Field(gt=0)] = 1
@@ -158,15 +171,32 @@ class StudySpec(Config):
         both = sorted(set(self.recipe) & set(self.search))
         if both:
             raise ConfigError(f"key '{both[0]}' is both fixed and searched; remove it from one")
-        for field, names in (("objective", OBJECTIVES), ("sampler", SAMPLERS), ("pruner", PRUNERS)):
-            value = getattr(self, field)
-            if value not in names:
-                raise ConfigError(f"unknown {field} '{value}'; {did_you_mean(value, names)}")
+        if self.objective not in OBJECTIVES:
+            hint = did_you_mean(self.objective, OBJECTIVES)
+            raise ConfigError(f"unknown objective '{self.objective}'; {hint}")
+        check_sampler(self.sampler)
+        pruner_options(self.pruner)
+        self._check_points()
         unknown = sorted(set(self.first) - set(self.search))
         if unknown:
             raise ConfigError(f"first value of '{unknown[0]}', which is not searched")
         self._check_ranges()
         return self
+
+    @property
+    def num_points(self) -> int | None:
+        """How many trials the sampler has; None: no end."""
+        if self.sampler not in EXHAUSTIVE:
+            return None
+        return math.prod(len(parameter.points() or ()) for parameter in self.search.values())
+
+    def _check_points(self) -> None:
+        for key, parameter in self.search.items():
+            if self.sampler in EXHAUSTIVE and parameter.points() is None:
+                raise ConfigError(
+                    f"sampler '{self.sampler}' tries every value, but '{key}' has a range without a "
+                    "step; give it choices, or low, high and step"
+                )
 
     def _check_ranges(self) -> None:
         recipe = self.base_recipe()

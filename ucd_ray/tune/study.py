@@ -64,7 +64,7 @@ def run_study(
     with _claimed(database, spec.name):
         database.save_spec(spec.name, spec.model_dump_json(), facts(spec, recipe))
         book = _open_book(spec, database)
-        if book.finished() < spec.trials or book.adopted:
+        if book.finished() < book.wanted or book.adopted:
             with Progress(spec, console, finished=book.states(), best=book.best()) as progress:
                 _drive(spec, job, book, where, address, progress)
     return trials_table(database, spec.name)
