@@ -178,7 +178,7 @@ class _Tiles:
         rows = _rows(segments)
         for span in self._spans(segments):
             for columns in _ranges(span, self.size // len(scaled)):
-                tile = self._similarities(scaled, columns)
+                tile = self._similarities(scaled, self.columns.vectors[columns])
                 if self.columns.log2_weights is not None:
                     tile.add_(self.columns.log2_weights[columns])
                 if len(segments) > 1:
@@ -221,27 +221,41 @@ class _Tiles:
         for group, rows in segments:
             here = slice(rows.start - first, rows.stop - first)
             scaled = self.anchors[rows] / self.temperature
-            for columns in self._own_class(group, len(scaled)):
-                tile = self._similarities(scaled, columns)
+            for start, num_shared, vectors, probs in self._own_class(group, len(scaled)):
+                tile = self._similarities(scaled, vectors)
                 margins = torch.sub(log_total[here], tile, out=tile)
-                if columns.stop <= group.shared.stop:  # its own copy is no positive
-                    own = (rows.start - group.anchors.start) - (columns.start - group.shared.start)
-                    margins.diagonal(own).fill_(-torch.inf)
+                # An anchor's own copy is no positive.
+                own = margins[:, :num_shared].diagonal(rows.start - group.anchors.start - start)
+                own.fill_(-torch.inf)
                 losses, weights = (self._view(index, tile) for index in (1, 2))
                 torch.ops.aten.softplus.out(margins, 1, 50, out=losses)
-                torch.mm(self.weights[rows], self.columns.probs[columns].T, out=weights)
+                torch.mm(self.weights[rows], probs.T, out=weights)
                 parts.append(losses.mul_(weights).sum())
                 factors = torch.mul(margins.sigmoid_(), weights, out=self._factors(tile))
                 pull[here] += factors.sum(dim=1, keepdim=True, dtype=pull.dtype)
-                _add_product(product[here], factors, self.columns.vectors[columns])
+                _add_product(product[here], factors, vectors)
         return torch.stack(parts).sum(), pull, product
 
-    def _own_class(self, group: Group, num_rows: int) -> Iterator[slice]:
-        for span in (group.shared, group.others):
-            yield from _ranges(span, self.size // num_rows)
+    def _own_class(self, group: Group, num_rows: int) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+        """Tiles of a class's columns: where in `shared` they start, how many are, vectors, probs.
 
-    def _similarities(self, scaled: Tensor, columns: slice) -> Tensor:
-        vectors = self.columns.vectors[columns]
+        A small class is one tile.
+        """
+        vectors, probs, _ = self.columns
+        limit = self.size // num_rows
+        shared, others = group.shared, group.others
+        num_shared = shared.stop - shared.start
+        if num_shared + others.stop - others.start <= limit:
+            whole = [torch.cat([of[shared], of[others]]) for of in (vectors, probs)]
+            yield 0, num_shared, whole[0], whole[1]
+            return
+        for columns in _ranges(shared, limit):
+            start, size = columns.start - shared.start, columns.stop - columns.start
+            yield start, size, vectors[columns], probs[columns]
+        for columns in _ranges(others, limit):
+            yield 0, 0, vectors[columns], probs[columns]
+
+    def _similarities(self, scaled: Tensor, vectors: Tensor) -> Tensor:
         tile = self.buffers[0][: len(scaled) * len(vectors)].view(len(scaled), len(vectors))
         return _multiply(scaled.to(vectors.dtype), vectors.T, tile)
 
