@@ -33,11 +33,14 @@ class UCD(Term):
     """With pseudo-labels: what counts as truth.  `relabelled` takes trusted pseudo-labels for truth and
     the others for background, as PLOP+UCD's code does."""
     max_anchors: Annotated[int | None, Field(gt=0)] = None
-    """Anchor pixels per worker and batch, balanced over classes.  Null: all (published)."""
+    """Anchors drawn per worker and batch, class-balanced and weighted so that loss and gradient stay
+    unbiased; the contrast set stays whole.  Null: all (published)."""
     max_old: Annotated[int | None, Field(ge=0)] = None
-    """Old-model features per worker and batch.  Null: all (published)."""
+    """Old-model contrast vectors drawn per worker and batch, class-balanced and weighted; slightly
+    biased.  0 leaves them out, which is another loss.  Null: all (published)."""
     max_per_class: Annotated[int | None, Field(gt=0)] = None
-    """Anchor pixels of one class.  Null: all (published)."""
+    """New-model contrast vectors drawn of each class, weighted; slightly biased.  Anchors are not
+    limited.  Null: all (published)."""
 
     def __call__(self, batch: Batch) -> Tensor:
         from ucd_ray.losses import contrastive_distillation
