@@ -34,7 +34,6 @@ REDUCTIONS = ("mean", "valid")
 NUM_PIECES = 8
 CPU_PIECE = (2**17, 2**20)
 GPU_PIECE = (2**20, 2**40)
-MANY_CHANNELS = 64  # from here on, turning a matrix block by block pays
 
 
 def unbiased_losses(
@@ -111,11 +110,7 @@ class _UnbiasedLosses(torch.autograd.Function):
         flat_gradient = gradient.flatten(2)  # a view, in either format
         fill = _fused(_fill_gradient, new.device)
         for at, *inputs in _pieces(new, old, labels):
-            out = flat_gradient[at]
-            planar = out if _is_planar(out) else torch.empty(out.shape, dtype=kept.dtype)
-            fill(planar, *inputs, kept[at], *weights, ctx.knobs)
-            if planar is not out:
-                _turn(planar.to(out.dtype), out)
+            fill(flat_gradient[at], *inputs, kept[at], *weights, ctx.knobs)
         return gradient, None, None, None, None
 
 
@@ -274,7 +269,7 @@ def _pieces(
 ) -> Iterator[tuple[Any, Tensor, Tensor, Tensor]]:
     """Pieces of [B, C, H*W], whole images if they are small: where they are, and the inputs there.
 
-    Logits are in the precision of the loss and, on a CPU, channel by channel.
+    Logits come in the precision of the loss, with channels or pixels as neighbours, as they were.
     """
     dtype = compute_dtype(new)
     new, old, labels = new.flatten(2), old.flatten(2), labels.flatten(1)
@@ -286,34 +281,7 @@ def _pieces(
         for pixel in range(0, pixels, limit):
             rows, columns = slice(image, image + images), slice(pixel, pixel + limit)
             at = rows, slice(None), columns
-            new_here, old_here = _planar(new[at].to(dtype)), _planar(old[at].to(dtype))
-            yield at, new_here, old_here, labels[rows, columns]
-
-
-def _is_planar(logits: Tensor) -> bool:
-    """Whether a piece [b, C, n] can be worked on as it is: on a CPU, pixels must be neighbours."""
-    return not logits.is_cpu or logits.stride(2) == 1
-
-
-def _planar(logits: Tensor) -> Tensor:
-    if _is_planar(logits):
-        return logits
-    planar = torch.empty(logits.shape, dtype=logits.dtype)
-    _turn(logits, planar)
-    return planar
-
-
-def _turn(source: Tensor, target: Tensor) -> None:
-    """Copy [b, C, n] between pixels as neighbours and channels as neighbours."""
-    if source.shape[1] < MANY_CHANNELS:
-        target.copy_(source)
-        return
-    for there, here in zip(source, target, strict=True):
-        # torch turns a matrix block by block only if the target is the contiguous one.
-        if here.is_contiguous():
-            here.copy_(there)
-        else:
-            here.t().copy_(there.t())
+            yield at, new[at].to(dtype), old[at].to(dtype), labels[rows, columns]
 
 
 def _is_channels_last(maps: Tensor) -> bool:
