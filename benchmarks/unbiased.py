@@ -138,7 +138,8 @@ def in_fresh_process(name: str, channels: int, layout: str, args: argparse.Names
     case = [str(args.images), str(channels), str(args.crop), layout, args.device]
     command = [sys.executable, str(Path(__file__)), "--peak", name, *case]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(done.stdout) / (4 * args.images * channels * args.crop**2)
+    logits_bytes: int = 4 * args.images * channels * args.crop**2
+    return float(done.stdout) / logits_bytes
 
 
 def measure(channels: int, layout: str, args: argparse.Namespace, table: Table) -> None:

@@ -124,6 +124,7 @@ class _LogSums(NamedTuple):
 
     @classmethod
     def of(cls, background: Tensor, old: Tensor, new: Tensor) -> _LogSums:
+        background = background.contiguous()  # logaddexp is slow on the strides of channels_last
         return cls(background, old, new, torch.logaddexp(background, old))
 
     @classmethod
