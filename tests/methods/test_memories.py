@@ -187,6 +187,19 @@ def test_the_path_integral_is_the_sum_of_gradient_times_way_over_the_squared_way
     assert memory.state().keys() == {"total/w"}
 
 
+def test_damping_takes_importance_from_what_hardly_moved() -> None:
+    found = []
+    for damping in (1e-20, 1.0):
+        memory = PathIntegral(weight=0.0, normalise=False, damping=damping)
+        descent = Descent(memory)
+        memory.start(descent.parameters)
+        descent.run(7)
+        memory.finish(descent.parameters)
+        found.append(memory.total["w"])
+    way = descent.history[-1][2] - descent.history[0][1]
+    torch.testing.assert_close(found[1], found[0] * way**2 / (way**2 + 1), rtol=1e-5, atol=0)
+
+
 def test_the_penalty_s_own_gradient_is_no_part_of_the_path() -> None:
     memory = PathIntegral(weight=3.0, normalise=False)
     memory.total["w"] = torch.tensor([1.0, 2.0, 0.5], dtype=torch.double)

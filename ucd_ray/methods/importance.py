@@ -118,6 +118,10 @@ class PathIntegral(Path):
     path: Tensors  # of this step so far
     origin: Tensors  # weights at the start of this step
 
+    def __init__(self, *, weight: float, normalise: bool, damping: float = 1e-20) -> None:
+        super().__init__(weight=weight, normalise=normalise)
+        self.damping = damping
+
     def start(self, parameters: Parameters) -> None:
         """A new path from here."""
         self.importance = self.scaled(self.total)
@@ -133,7 +137,7 @@ class PathIntegral(Path):
         """Turns the path into importance."""
         for name, path in self.path.items():
             moved = parameters[name].detach() - self.origin[name]
-            found = path_importance(path.detach(), moved)
+            found = path_importance(path.detach(), moved, self.damping)
             self.total[name] = self.total[name] + found if name in self.total else found
         self.path, self.origin = {}, {}
 

@@ -74,12 +74,15 @@ class PI(Regularizer):
 
     weight: Annotated[float, Field(ge=0)] = 500.0
     """Factor of the penalty (published: 500; 100 in PLOP's code, 1000 in SDR's)."""
+    damping: Annotated[float, Field(gt=0)] = 1e-20
+    """Added to the squared way, by which the path is divided.  The published code's 1e-20 gives elements
+    that hardly moved all the importance of their tensor; the paper's is 0.001 to 0.1."""
 
     def memory(self) -> Importance:
         """Watches training, of step 0 as well."""
         from ucd_ray.methods.importance import PathIntegral
 
-        return PathIntegral(weight=self.weight, normalise=self.normalise)
+        return PathIntegral(weight=self.weight, damping=self.damping, normalise=self.normalise)
 
 
 class RW(Regularizer):
