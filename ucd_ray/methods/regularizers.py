@@ -74,9 +74,9 @@ class PI(Regularizer):
 
     weight: Annotated[float, Field(ge=0)] = 500.0
     """Factor of the penalty (published: 500; 100 in PLOP's code, 1000 in SDR's)."""
-    damping: Annotated[float, Field(gt=0)] = 1e-20
-    """Added to the squared way, by which the path is divided.  The published code's 1e-20 gives elements
-    that hardly moved all the importance of their tensor; the paper's is 0.001 to 0.1."""
+    damping: Annotated[float, Field(gt=0)] = 0.001
+    """Added to the squared way, by which the path is divided (the paper's: 0.001 to 0.1).  MiB's code has
+    1e-20, which gives the elements that hardly moved all the importance of their tensor."""
 
     def memory(self) -> Importance:
         """Watches training, of step 0 as well."""
