@@ -128,7 +128,9 @@ def test_the_old_model_runs_once_per_batch_in_inference_mode(shapes: Prepared, m
     learner = make_learner(shapes, recipe, step=1, memories=memories)
     assert learner.old is not None
     inference: list[bool] = []
-    learner.old.register_forward_hook(lambda *_: inference.append(torch.is_inference_mode_enabled()))
+    learner.old.register_forward_hook(
+        lambda *_: inference.append(torch.is_inference_mode_enabled())
+    )
     fit(learner)
     assert inference == [True, True]
 
