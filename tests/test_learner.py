@@ -20,7 +20,7 @@ from ucd_ray.data.transforms import EvaluationImages, TrainingImages, seed_of
 from ucd_ray.errors import TrainingDiverged
 from ucd_ray.evaluate import confusion_matrix
 from ucd_ray.learner import Epoch, EpochBatches, Learner, Ranks
-from ucd_ray.methods.distillation import UnbiasedKD
+from ucd_ray.methods.distillation import OutputKD
 from ucd_ray.methods.memory import Memory
 from ucd_ray.models import Segmenter, build_segmenter, frozen_copy
 from ucd_ray.models.weights import IMAGENET
@@ -336,14 +336,14 @@ def test_a_resumed_step_ends_bit_identical(shapes: Prepared, after: int) -> None
 def test_a_loss_that_is_not_finite_names_term_step_and_iteration(
     shapes: Prepared, monkeypatch: pytest.MonkeyPatch, value: float, iteration: int
 ) -> None:
-    true, calls = UnbiasedKD.__call__, iter(range(100))
+    true, calls = OutputKD.__call__, iter(range(100))
 
-    def sometimes(self: UnbiasedKD, batch: Any) -> Tensor:
+    def sometimes(self: OutputKD, batch: Any) -> Tensor:
         loss = true(self, batch)
         return loss * value if next(calls) == iteration else loss
 
-    monkeypatch.setattr(UnbiasedKD, "__call__", sometimes)
-    learner = make_learner(shapes, tiny_recipe(method="mib", **{"optim.iterations_new": 5}), step=1)
+    monkeypatch.setattr(OutputKD, "__call__", sometimes)
+    learner = make_learner(shapes, tiny_recipe(method="lwf", **{"optim.iterations_new": 5}), step=1)
     message = f"loss term 'kd' became {value} at step 1, iteration {iteration}"
     with pytest.raises(TrainingDiverged, match=message):
         fit(learner)
