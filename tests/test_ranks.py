@@ -184,7 +184,11 @@ def of_two(shapes: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Both:
 @pytest.fixture(scope="module")
 def of_one(shapes: Prepared, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Named]:
     """The same from one process."""
-    return everything(str(shapes.path), tmp_path_factory.mktemp("one"), Ranks())
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the ranks
+    found = everything(str(shapes.path), tmp_path_factory.mktemp("one"), Ranks())
+    torch.set_num_threads(threads)
+    return found
 
 
 @pytest.mark.parametrize("method", COLLECTED)
