@@ -126,7 +126,10 @@ def test_a_first_value_must_be_one_that_the_search_may_propose(
         ({"pruner": "median:warm=3"}, "no option 'warm'; its options: startup=3, warmup=2"),
         ({"pruner": "forgetting:limit=much"}, r"limit \('much'\) must be a number"),
         ({"pruner": "threshold:lower=-1"}, "must not be negative"),
-        ({"sampler": "grid"}, "tries every value, but .* has a range without a step"),
+        (
+            {"sampler": "grid", "search": {"ucd.weight": WEIGHT}},
+            "tries every value, but .* has a range without a step",
+        ),
         ({"trials": 0}, "greater than 0"),
         ({"workers": 0}, "greater than 0"),
         ({"max_concurrent": 0}, "greater than 0"),
