@@ -170,16 +170,13 @@ def test_ctrl_c_ends_everything_and_the_same_command_goes_on(home: Path) -> None
     assert "COMPLETE" in "\n".join(lines)
 
 
-def test_pruned_trials_leave_all_cpus_free(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import optuna
+def test_pruned_trials_leave_all_cpus_free(home: Path) -> None:
     import ray
 
-    monkeypatch.setattr(
-        "ucd_ray.tune.bridge.make_pruner", lambda spec: optuna.pruners.ThresholdPruner(lower=1000)
-    )
     with local_head(home) as (address, _dashboard):
         recipe = {**TINY, "method": "mib", "optim.epochs_new": 50}
-        table = run_study(spec(trials=5, recipe=recipe), address=address)
+        pruner = "threshold:lower=1000,warmup=0"
+        table = run_study(spec(trials=5, recipe=recipe, pruner=pruner), address=address)
         assert table["state"].to_pylist() == ["PRUNED"] * 5
         assert set(table["code"].to_pylist()) == {"PRUNER"}
         ray.init(address, log_to_driver=False, runtime_env={"env_vars": dict(LEAN)})
