@@ -97,7 +97,7 @@ def test_wrong_input_is_one_message_and_exit_code_2(
         (("tune", *SHAPES, "--space", "absent.yaml"), ("absent.yaml", "No such file")),
         (("tune", *SHAPES, "--space", "vok-15-5"), ("no search space 'vok-15-5'", "'voc-15-5'")),
         (("tune", *SHAPES, "--trials", "0"), ("trials (0)",)),
-        (("tune", *SHAPES, "--sampler", "cma"), ("unknown sampler 'cma'", "tpe")),
+        (("tune", *SHAPES, "--sampler", "cma"), ("unknown sampler 'cma'", "'cmaes'")),
         (("tune", *SHAPES, "--pruner", "medain"), ("'medain'", "'median'")),
         (("tune", *SHAPES, "--objective", "miou"), ("unknown objective 'miou'",)),
         (("tune", *SHAPES, "--name", "a b"), ("name", "a b")),
