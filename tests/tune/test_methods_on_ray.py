@@ -13,6 +13,7 @@ import psutil
 import pytest
 import torch
 
+from tests.tune.test_study_on_ray import mentions
 from ucd_ray import Recipe, RunResult, run
 from ucd_ray.checkpoint import StepCache, StepEntry
 from ucd_ray.job import Job
@@ -55,16 +56,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         assert time.monotonic() < deadline, f"left behind: {left}"
         time.sleep(0.2)
     shutil.rmtree(short, ignore_errors=True)
-
-
-def mentions(process: psutil.Process, folder: Path) -> bool:
-    """Whether a live process was started with this folder among its arguments."""
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE and any(
-            str(folder) in word for word in process.cmdline()
-        )
-    except psutil.NoSuchProcess:
-        return False
 
 
 @pytest.fixture(autouse=True)

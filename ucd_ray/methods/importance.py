@@ -10,7 +10,7 @@ from torch import Tensor
 from ucd_ray.losses import min_max, path_importance, running_fisher, walk_score
 from ucd_ray.methods.cross_entropy import CrossEntropy
 from ucd_ray.methods.memory import Memory, Visit
-from ucd_ray.methods.term import Batch, Parameters
+from ucd_ray.methods.term import IGNORED, Batch, Parameters
 
 Tensors = dict[str, Tensor]
 
@@ -69,7 +69,7 @@ class Fisher(Importance):
             )
         for weight in weights.values():
             weight.requires_grad_(False)
-        valid = visit.ranks.sum((labels != 255).sum()).clamp(min=1)
+        valid = visit.ranks.sum((labels != IGNORED).sum()).clamp(min=1)
         return {
             name: visit.ranks.sum(gradient.contiguous()) / valid
             for name, gradient in zip(weights, gradients, strict=True)

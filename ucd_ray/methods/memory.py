@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -56,8 +56,6 @@ class Memory:
     parts: ClassVar[tuple[str, ...]]
     watches: ClassVar[bool] = False
     cumulative: ClassVar[bool] = True  # whether a step's memory goes on from the one before
-
-    options: dict[str, Any]
 
     def __init__(self) -> None:
         for part in self.parts:
