@@ -18,15 +18,8 @@ import pytest
 import sqlalchemy as sa
 
 from ucd_ray.errors import StudyError
-from ucd_ray.tune.database import (
-    LEASE_S,
-    Database,
-    class_table,
-    metric_table,
-    step_table,
-    study_table,
-    tables,
-)
+from ucd_ray.tune.database import LEASE_S, Database
+from ucd_ray.tune.tables import class_table, metric_table, step_table, study_table, tables
 
 
 @pytest.fixture

@@ -23,56 +23,9 @@ from alembic.config import Config as AlembicConfig
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from ucd_ray.errors import StudyError, did_you_mean
+from ucd_ray.tune.tables import class_table, metric_table, step_table, study_table
 
 LEASE_S = 30.0  # a driver on another host that was silent for longer is dead
-
-tables = sa.MetaData()
-
-study_table = sa.Table(
-    "ucd_study",
-    tables,
-    sa.Column("name", sa.String(100), primary_key=True),
-    sa.Column("spec", sa.Text, nullable=False),
-    sa.Column("created", sa.Float, nullable=False),
-    sa.Column("driver", sa.Text),  # JSON: host, pid, started; null when nobody drives it
-    sa.Column("heartbeat", sa.Float),
-    sa.Column("about", sa.Text, nullable=False, server_default="{}"),  # JSON: classes, run times
-)
-
-step_table = sa.Table(
-    "ucd_step",
-    tables,
-    sa.Column("study", sa.String(100), sa.ForeignKey("ucd_study.name"), primary_key=True),
-    sa.Column("number", sa.Integer, primary_key=True),
-    sa.Column("step", sa.Integer, primary_key=True),
-    sa.Column("cached", sa.Boolean, nullable=False),
-    sa.Column("seconds", sa.Float, nullable=False),
-    sa.Column("images", sa.Integer, nullable=False),
-    sa.Column("iterations", sa.Integer, nullable=False),
-)
-
-metric_table = sa.Table(
-    "ucd_metric",
-    tables,
-    sa.Column("study", sa.String(100), sa.ForeignKey("ucd_study.name"), primary_key=True),
-    sa.Column("number", sa.Integer, primary_key=True),
-    sa.Column("step", sa.Integer, primary_key=True),
-    sa.Column("images", sa.String(10), primary_key=True),  # select or val
-    sa.Column("metric", sa.String(40), primary_key=True),
-    sa.Column("value", sa.Float),  # percent; null: no class with truth pixels
-)
-
-class_table = sa.Table(
-    "ucd_class",
-    tables,
-    sa.Column("study", sa.String(100), sa.ForeignKey("ucd_study.name"), primary_key=True),
-    sa.Column("number", sa.Integer, primary_key=True),
-    sa.Column("step", sa.Integer, primary_key=True),
-    sa.Column("images", sa.String(10), primary_key=True),
-    sa.Column("class_id", sa.Integer, primary_key=True),
-    sa.Column("iou", sa.Float),
-    sa.Column("forgetting", sa.Float),
-)
 
 
 class Database:

@@ -14,8 +14,9 @@ import sqlalchemy as sa
 from rich.table import Table
 
 from ucd_ray.errors import ConfigError, did_you_mean
-from ucd_ray.tune.database import Database, metric_table, step_table
+from ucd_ray.tune.database import Database
 from ucd_ray.tune.progress import short, shown_state
+from ucd_ray.tune.tables import metric_table, step_table
 
 FORMATS = ("table", "csv", "json", "parquet", "arrow")
 STEP_METRICS = ("miou_old", "miou_new", "miou_all")
