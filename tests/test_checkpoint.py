@@ -126,7 +126,7 @@ def test_no_flipped_byte_changes_a_stored_step_silently(cache: StepCache, name: 
         damaged[position] ^= 0x01
         path.write_bytes(damaged)
         try:
-            entry = cache.get(KEY)
+            entry = StepCache(cache.store).get(KEY)  # a run reads an entry once
         except CheckpointError:
             continue
         assert entry is not None, position

@@ -2,8 +2,7 @@
 
 A step's key is a mapping; its digest names the entry, the entry carries the key's full text.  Entries
 are complete or absent: `entry.json` is written last and holds the digests of the weights and of itself.
-All files go through `pyarrow.fs`, so the store may be a local directory or a URL such as
-`s3://bucket/prefix`.
+The store may be a local directory or a URL such as `s3://bucket/prefix`.
 """
 
 from __future__ import annotations
@@ -12,84 +11,29 @@ import contextlib
 import hashlib
 import io
 import json
-import os
-import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyarrow import fs
-
+from ucd_ray import step_eviction
 from ucd_ray.errors import CheckpointError
+from ucd_ray.step_leases import Lease, Leases
+from ucd_ray.store import Store
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+__all__ = [
+    "StepCache",
+    "StepEntry",
+    "Store",
+    "TrialStore",
+    "key_digest",
+    "key_text",
+]
+
 SCHEMA_VERSION = 1  # raise when the meaning of a stored step changes
 DIGEST_BYTES = hashlib.sha256().digest_size
-
-
-class Store:
-    """Files under one root, local or remote.  Writes are atomic."""
-
-    def __init__(self, url: str | Path) -> None:
-        text = str(url)
-        self.url = text
-        try:
-            if "://" in text:
-                self.fs, self.root = fs.FileSystem.from_uri(text)
-            else:
-                self.fs, self.root = fs.LocalFileSystem(), str(Path(text).absolute())
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"cannot open storage '{text}': {error}") from None
-
-    def path(self, *parts: str) -> str:
-        """Full path of a file in the file system."""
-        return "/".join((self.root, *parts))
-
-    def read(self, *parts: str) -> bytes | None:
-        """The content of a file, None if there is none.  Raises CheckpointError."""
-        path = self.path(*parts)
-        try:
-            if self.fs.get_file_info(path).type != fs.FileType.File:
-                return None
-            with self.fs.open_input_file(path) as file:
-                content: bytes = file.read()
-                return content
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise CheckpointError(f"cannot read '{path}': {error}") from None
-
-    def write(self, content: bytes, *parts: str) -> None:
-        """Writes a file whole or not at all.  Raises CheckpointError."""
-        path = self.path(*parts)
-        local = isinstance(self.fs, fs.LocalFileSystem)
-        target = f"{path}.{uuid.uuid4().hex[:8]}.tmp" if local else path
-        try:
-            self.fs.create_dir(path.rsplit("/", 1)[0], recursive=True)
-            with self.fs.open_output_stream(target) as file:
-                file.write(content)
-            if local:
-                os.replace(target, path)
-        except OSError as error:
-            if local:
-                with contextlib.suppress(OSError):
-                    Path(target).unlink()
-            raise CheckpointError(f"cannot write '{path}': {error}") from None
-
-    def delete(self, *parts: str) -> None:
-        """Removes a file or directory if it exists."""
-        path = self.path(*parts)
-        try:
-            kind = self.fs.get_file_info(path).type
-            if kind == fs.FileType.Directory:
-                self.fs.delete_dir(path)
-            elif kind == fs.FileType.File:
-                self.fs.delete_file(path)
-        except OSError as error:
-            raise CheckpointError(f"cannot delete '{path}': {error}") from None
 
 
 @dataclass(frozen=True)
@@ -107,14 +51,24 @@ def key_text(key: Mapping[str, Any]) -> str:
 
 def key_digest(key: Mapping[str, Any]) -> str:
     """The name of a key's entry."""
-    return hashlib.sha256(key_text(key).encode()).hexdigest()[:32]
+    return _text_digest(key_text(key))
+
+
+def _text_digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 class StepCache:
-    """Finished steps by key."""
+    """Finished steps by key, as one run or study sees them.
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    name: of the run or study, for others who wait for a step that it trains
+    """
+
+    def __init__(self, store: Store, name: str | None = None) -> None:
+        self.store, self.name = store, name
+        self.limit = step_eviction.cache_limit()
+        self._leases = Leases(store, name)
+        self._entries: dict[str, dict[str, Any]] = {}  # read and found whole; they never change
 
     def has(self, key: Mapping[str, Any]) -> bool:
         """Whether the step of `key` is stored.  Raises CheckpointError if its entry is damaged."""
@@ -123,7 +77,10 @@ class StepCache:
     def result(self, key: Mapping[str, Any]) -> dict[str, Any] | None:
         """What was measured at the step of `key`, without its weights; None if it is not stored."""
         entry = self._entry(key)
-        return None if entry is None else entry["result"]
+        if entry is None:
+            return None
+        step_eviction.note_use(self.store, key_digest(key))
+        return entry["result"]
 
     def get(self, key: Mapping[str, Any]) -> StepEntry | None:
         """The stored step, None if there is none.
@@ -137,14 +94,19 @@ class StepCache:
             return None
         digest = entry["weights_sha256"]
         weights = self.store.read(key_digest(key), f"{digest}.safetensors")
+        if weights is None and self._removed(key):
+            return None
         if weights is None or hashlib.sha256(weights).hexdigest() != digest:
-            raise self._damaged(key, "its weights are absent or not those that were stored")
+            raise damaged(
+                self.store, key_digest(key), "its weights are absent or not those that were stored"
+            )
+        step_eviction.note_use(self.store, key_digest(key))
         return StepEntry(load(weights), entry["result"])
 
     def put(
         self, key: Mapping[str, Any], weights: Mapping[str, Tensor], result: Mapping[str, Any]
     ) -> None:
-        """Stores a finished step.
+        """Stores a finished step, then removes others if the limit is exceeded.
 
         The weights' file is named by its content: of two trials that finish the same step at once,
         each entry finds its own.
@@ -163,28 +125,70 @@ class StepCache:
         self.store.write(content, digest, f"{entry['weights_sha256']}.safetensors")
         stored = {"entry": entry, "sha256": _entry_digest(entry)}
         self.store.write(json.dumps(stored, indent=1).encode(), digest, "entry.json")
+        if self.limit is not None:
+            with contextlib.suppress(CheckpointError):  # the step is stored, whatever else fails
+                step_eviction.evict(self.store, limit=self.limit, keep=digest)
+
+    def lease(self, key: Mapping[str, Any]) -> Lease | None:
+        """The right to train the step of `key`, None while another run has it.
+
+        Look again whether the step is stored before training it.  Raises CheckpointError.
+        """
+        return self._leases.take(key_digest(key))
+
+    def holder(self, key: Mapping[str, Any]) -> str | None:
+        """Who trains the step of `key` now, None if nobody does.  Raises CheckpointError."""
+        return self._leases.holder(key_digest(key))
+
+    def hold(self, keys: Iterable[Mapping[str, Any]]) -> contextlib.AbstractContextManager[None]:
+        """Keeps steps, stored or not, from being removed as long as the context is open."""
+        assert self.name, "only a run or study with a name holds steps"
+        return step_eviction.hold(self.store, map(key_digest, keys), self.name)
 
     def _entry(self, key: Mapping[str, Any]) -> dict[str, Any] | None:
-        content = self.store.read(key_digest(key), "entry.json")
-        if content is None:
-            return None
-        try:
-            stored = json.loads(content)
-            entry: dict[str, Any] = stored["entry"]
-            whole = stored["sha256"] == _entry_digest(entry)
-        except (ValueError, KeyError, TypeError):
-            raise self._damaged(key, "entry.json is not readable") from None
-        if not whole:
-            raise self._damaged(key, "entry.json is not what was stored")
-        if entry["key"] != key_text(key):
-            raise self._damaged(key, "it was stored under another key")
+        digest = key_digest(key)
+        entry = self._entries.get(digest) or read_entry(self.store, digest)
+        if entry is not None:
+            self._entries[digest] = entry
         return entry
 
-    def _damaged(self, key: Mapping[str, Any], what: str) -> CheckpointError:
-        path = self.store.path(key_digest(key))
-        return CheckpointError(
-            f"step cache entry '{path}' is damaged: {what}; delete it to retrain"
-        )
+    def _removed(self, key: Mapping[str, Any]) -> bool:
+        """Whether an entry that was read before is gone; forgets it then."""
+        digest = key_digest(key)
+        gone = read_entry(self.store, digest) is None
+        if gone:
+            self._entries.pop(digest, None)
+        return gone
+
+
+def read_entry(store: Store, digest: str) -> dict[str, Any] | None:
+    """The entry of a digest, without its weights; None if there is none.
+
+    Raises CheckpointError if it is damaged, or stored under the digest of another key.
+    """
+    content = store.read(digest, "entry.json")
+    if content is None:
+        return None
+    try:
+        stored = json.loads(content)
+        entry: dict[str, Any] = stored["entry"]
+        whole = stored["sha256"] == _entry_digest(entry)
+        own = _text_digest(entry["key"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise damaged(store, digest, "entry.json is not readable") from None
+    if not whole:
+        raise damaged(store, digest, "entry.json is not what was stored")
+    if own != digest:
+        raise damaged(store, digest, "it was stored under another key")
+    return entry
+
+
+def damaged(store: Store, digest: str, what: str) -> CheckpointError:
+    """The error of an entry that must not be used."""
+    return CheckpointError(
+        f"step cache entry '{store.path(digest)}' is damaged: {what}; delete it to retrain "
+        "(`ucd-ray cache verify --delete` deletes all that are damaged)"
+    )
 
 
 def _entry_digest(entry: Mapping[str, Any]) -> str:

@@ -6,9 +6,10 @@ returns, sets its own seeds, and takes every finished step from the step cache.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import torch
@@ -18,16 +19,19 @@ from ucd_ray import metrics
 from ucd_ray.checkpoint import StepCache, key_digest
 from ucd_ray.data.step import evaluation_labels, training_labels
 from ucd_ray.data.transforms import EvaluationImages, TrainingImages, seed_of
-from ucd_ray.errors import ConfigError
+from ucd_ray.errors import CheckpointError, ConfigError
 from ucd_ray.evaluate import confusion_matrix
 from ucd_ray.job import Job
 from ucd_ray.learner import Epoch, Learner, Ranks
 from ucd_ray.memories import Memories
 from ucd_ray.methods.memory import Memory
 from ucd_ray.models import Segmenter, build_segmenter, frozen_copy
+from ucd_ray.models.base import load_base
 from ucd_ray.models.weights import load_backbone_weights
 from ucd_ray.recipe import micro_batches, schedule
 from ucd_ray.runtime import Runtime, choose_runtime, determinism
+from ucd_ray.store import masked
+from ucd_ray.turns import Turn, turn
 
 Report = dict[str, Any]
 
@@ -69,29 +73,71 @@ class _Run:
             raise ConfigError("model.norm (sync) needs a GPU; use batch or frozen")
         if self.runtime.device.type == "cuda":  # NCCL's object collectives use the current device
             torch.cuda.set_device(self.runtime.device)
-        self.cache = StepCache(job.open_cache())
+        self.cache = StepCache(job.open_cache(), "/".join(job.name))
+        self.turn = Turn(stored=False)
         self.history: list[dict[str, Any]] = []
         self.notes = [self.runtime.reason]
         self.memories = Memories(job, self.cache, self.runtime, self.ranks, self._on_pass)
 
     def all_steps(self) -> list[Report]:
         last = len(self.scenario.steps) - 1 if self.job.until is None else self.job.until
+        with self._held(last):
+            return self._all_steps(last)
+
+    def _all_steps(self, last: int) -> list[Report]:
         reports = []
-        first = self.ranks.agree(self._first_uncached(last))
+        first = self.ranks.agree(self._first_uncached(last) if self.ranks.rank == 0 else 0)
         segmenter = self._segmenter(first)
         start = {"kind": "start", "first_step": first, "notes": self.notes, "time": time.time()}
         self.context.report(start)
         for step in range(last + 1):
             cached = step < first
+            if not cached:
+                with self._turn(step, last) as self.turn:
+                    cached = self.turn.stored
+                    if not cached:
+                        result = self._train_step(segmenter, step)
             if cached:
-                result = self.cache.result(self._key(step))
-                assert result is not None, "the cached prefix was just found"
-            else:
-                result = self._train_step(segmenter, step)
+                result = self._stored_result(step)
+                if first <= step < last:  # another run trained it meanwhile
+                    segmenter = self._segmenter(step + 1)
             self.history.append(result)
             reports.append(self._step_report(step, cached=cached))
             self.context.report(reports[-1])
         return reports
+
+    def _held(self, last: int) -> contextlib.AbstractContextManager[None]:
+        """Keeps in the cache what this run may need."""
+        if self.ranks.rank > 0:
+            return contextlib.nullcontext()
+        keys = [self._key(step) for step in range(last + 1)]
+        for name in self.recipe.memories():
+            keys += [self.memories.key(name, step) for step in range(1, last + 1)]
+        return self.cache.hold(keys)
+
+    def _turn(self, step: int, last: int) -> contextlib.AbstractContextManager[Turn]:
+        """Waits while another run trains `step`."""
+
+        def stored() -> bool:
+            return self.cache.has(self._key(step)) and (
+                step == last or self.memories.can_enter(step + 1)
+            )
+
+        def tell(who: str) -> None:
+            reason = f"step {step} is being trained by {who}"
+            self.context.report({"kind": "waiting", "step": step, "reason": reason})
+
+        return turn(self.cache, self._key(step), self.ranks, stored=stored, tell=tell)
+
+    def _stored_result(self, step: int) -> dict[str, Any]:
+        result = self.cache.result(self._key(step)) if self.ranks.rank == 0 else None
+        return self.ranks.agree(result) or self._removed(step)
+
+    def _removed(self, step: int) -> NoReturn:
+        raise CheckpointError(
+            f"step {step} was removed from the step cache '{masked(self.job.cache)}' while this run "
+            "needed it; start the run again"
+        )
 
     def _on_pass(self, step: int, name: str) -> None:
         self.context.report({"kind": "pass", "step": step, "name": name})
@@ -125,9 +171,12 @@ class _Run:
             width=model.width,
         )
         if step > 0:
-            entry = self.cache.get(self._key(step - 1))
-            assert entry is not None, "the cached prefix was just found"
+            entry = self.cache.get(self._key(step - 1)) or self._removed(step - 1)
             segmenter.load_state_dict(entry.weights)
+        elif self.job.base_network is not None:
+            self.notes += load_base(
+                segmenter, self.job.base_network, self.scenario.classes_until(0)
+            )
         elif self.job.weights is not None:
             self.notes += load_backbone_weights(
                 segmenter.backbone, self.job.weights, name=model.backbone
@@ -204,6 +253,7 @@ class _Run:
         started: float,
     ) -> Tensor | None:
         """Reports an epoch; in steps after 0 with the objective on at most eval.max_images images."""
+        self.turn.worked()
         scored, value, drop = None, None, None
         if step > 0:
             rows = self._select_rows(step, self.recipe.eval.max_images)
