@@ -47,6 +47,9 @@ class DataConfig(Config):
     micro_batch: Annotated[int | None, Field(gt=0)] = None
     """Images per forward pass of one worker; gradients are accumulated up to the batch size.
     Null: the worker's whole share at once."""
+    micro_batch_new: Annotated[int | None, Field(gt=0), acts_from(1)] = None
+    """The same in the steps after the base step, where the old model takes memory too.
+    Null: as in the base step."""
     crop: Annotated[int, Field(ge=32, le=2048)] = 512
     """Side of the square training crop, in pixels."""
     scale_min: Annotated[float, Field(gt=0)] = 0.5
@@ -84,6 +87,12 @@ class ModelConfig(Config):
     """Mean of the pretrained network's input, for pixels in 0..1; null: from the file's .json."""
     weights_std: tuple[float, float, float] | None = None
     """Standard deviation of the pretrained network's input; null: from the file's .json."""
+    base: Annotated[str | None, acts_from(NEVER)] = None
+    """File of a trained segmentation network that is taken as step 0, which is then not trained; null:
+    step 0 is trained.  Nothing of `weights` is loaded beside it."""
+    base_classes: Annotated[str | None, acts_from(NEVER)] = None
+    """File with the class names of `base` in the order of its channels, background first: one a line or
+    a YAML list."""
     norm: Literal["batch", "sync", "frozen"] = "batch"
     """Batch normalisation: of each worker, synchronised over workers, or frozen statistics."""
     freeze: Annotated[Literal["none", "encoder", "old"], acts_from(1)] = "none"

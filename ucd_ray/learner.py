@@ -139,7 +139,7 @@ class Learner:
         self.memories = memories or {}
         self.plan = schedule(recipe, step, len(rows))
         self.epoch = 0
-        micro, self.passes = micro_batches(recipe, ranks.world_size)
+        micro, self.passes = micro_batches(recipe, ranks.world_size, step=step)
         self.batches = EpochBatches(
             rows, self.plan, recipe.data.batch_size, micro, ranks, seed_of(recipe.seed, step)
         )

@@ -44,7 +44,7 @@ class Memories:
         return {
             "memory": name,
             "options": self.job.recipe.memory_options(name),
-            "after": self.job.step_key(step - 1, precision=self.runtime.precision),
+            **self.job.pass_key(step, precision=self.runtime.precision),
             "coming": scenario.steps[step] if step < len(scenario.steps) else [],
         }
 
@@ -113,7 +113,7 @@ class Memories:
         images = PassImages(
             self.job.prepared.train, labels, recipe.data, seed_of(recipe.seed, step)
         )
-        micro, _ = micro_batches(recipe, self.ranks.world_size)
+        micro, _ = micro_batches(recipe, self.ranks.world_size, step=step)
         loader = DataLoader(
             images,
             batch_sampler=Shares(self.job.plan[step].train, micro, self.ranks),

@@ -18,7 +18,7 @@ def training_bytes(recipe: Recipe, *, workers: int, low_precision: bool) -> int:
     Weights with gradients and momentum, the old model's weights, what the backward pass keeps of
     every layer, and the full-size logits of both models.
     """
-    micro, _ = micro_batches(recipe, workers)
+    micro, _ = micro_batches(recipe, workers, step=len(recipe.steps.steps) - 1)
     scenario = recipe.steps
     with torch.device("meta"):
         segmenter = build_segmenter(

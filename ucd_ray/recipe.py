@@ -40,6 +40,11 @@ if TYPE_CHECKING:
 
 TOP_KEYS = ("scenario", "setting", "method", "seed")
 
+# What only the training of step 0 reads, and what builds and scores a network that was trained elsewhere.
+TRAINS_BASE = ("optim.lr_base", "optim.epochs_base", "optim.iterations_base", "terms.0")
+BUILDS_BASE = ("model.backbone", "model.width", "model.output_stride")
+SCORES_BASE = ("setting", "seed", "data.holdout")  # which images
+
 
 class Recipe(Config):
     """Scenario, method and every number that determines a run."""
@@ -103,6 +108,7 @@ class Recipe(Config):
         )
         for term in recipe.terms:
             term.check(recipe.data.crop, recipe.model.output_stride)
+        _check_base(recipe)
         return recipe
 
     def with_overrides(self, values: Mapping[str, Any]) -> Self:
@@ -158,10 +164,12 @@ class Recipe(Config):
         """The loss terms that act at `step`."""
         return tuple(term for t in self.terms if (term := t.at(step)) is not None)
 
-    def acting_until(self, step: int) -> dict[str, Any]:
+    def acting_until(self, step: int, *, in_pass: bool = False) -> dict[str, Any]:
         """The flat values that can change the result of steps 0..`step`, for the step cache.
 
         Terms are spelled as they act at steps 0 and, if reached, 1, so methods share a base step.
+        A base network is not trained: step 0 is what scores it.
+        in_pass: and what a pass over the images of `step` depends on, which scoring does not
         """
         values: dict[str, Any] = {"seed": self.seed, "setting": self.setting}
         for name in SECTIONS:
@@ -180,11 +188,64 @@ class Recipe(Config):
             values["watching"] = watching
         if self.eval.select_on == "val":
             del values["data.holdout"]
-        return values
+        if self.model.base is None:
+            return values
+        own = {key: value for key, value in values.items() if key not in TRAINS_BASE}
+        return own if step > 0 or in_pass else self._scoring(own)
+
+    def _scoring(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of `values` that a network is built with and scored under."""
+        drawn = SCORES_BASE if self.eval.select_on == "holdout" else ()
+        sections = ("eval.", "compute.")
+        return {
+            key: value
+            for key, value in values.items()
+            if key in (*BUILDS_BASE, *drawn) or key.startswith(sections)
+        }
 
     def loss_keys(self) -> tuple[str, ...]:
         """The flat keys of this method's terms."""
         return tuple(f"{t.section}.{field}" for t in self.terms for field in type(t).model_fields)
+
+
+def _check_base(recipe: Recipe) -> None:
+    """Raises ConfigError if no run of `recipe` can start from its base network."""
+    model = recipe.model
+    given = {"--base": model.base, "--base-classes": model.base_classes}
+    absent = [option for option, value in given.items() if value is None]
+    if len(absent) == 1:
+        raise ConfigError(
+            f"{absent[0]} (model.{absent[0][2:].replace('-', '_')}) is absent: --base FILE is a trained "
+            "network and --base-classes FILE the names of its classes; give both or neither"
+        )
+    if absent:
+        return
+    if len(recipe.steps.steps) == 1:
+        what = (
+            "method 'joint' trains all classes in one step"
+            if recipe.method == "joint"
+            else f"scenario '{recipe.scenario.name}' has step 0 only"
+        )
+        raise ConfigError(
+            f"--base '{model.base}' would be step 0, but {what}, so nothing is left to learn; leave "
+            "--base out, or use another method or scenario"
+        )
+    watching = [term.section for term in recipe.terms if term.watches]
+    if watching:
+        raise ConfigError(
+            f"method '{recipe.method}' cannot start from --base '{model.base}': what {watching[0]} keeps "
+            "is made while step 0 is trained, and a base network comes trained; use ewc, which needs "
+            "one pass over the images of step 0, or leave --base out"
+        )
+
+
+def check_searched(recipe: Recipe, key: str) -> None:
+    """Raises ConfigError if a base network leaves nothing to search in `key`."""
+    if recipe.model.base is not None and key in (*TRAINS_BASE, "model.backbone", "model.width"):
+        raise ConfigError(
+            f"'{key}' cannot be searched: --base '{recipe.model.base}' is step 0 as it is, neither "
+            "built nor trained anew; remove it from the search, or leave --base out"
+        )
 
 
 def check_method(method: Any) -> None:
@@ -321,9 +382,13 @@ class Schedule:
 
 
 def schedule(recipe: Recipe, step: int, num_images: int) -> Schedule:
-    """How many updates `step` has: given as iterations, or as epochs of full batches."""
+    """How many updates `step` has: given as iterations, or as epochs of full batches; a base network
+    has none.
+    """
     optim = recipe.optim
     per_epoch = max(1, num_images // recipe.data.batch_size)
+    if step == 0 and recipe.model.base is not None:
+        return Schedule(0, per_epoch)
     if step == 0:
         given, epochs = optim.iterations_base, optim.epochs_base
     else:
@@ -331,16 +396,19 @@ def schedule(recipe: Recipe, step: int, num_images: int) -> Schedule:
     return Schedule(given or epochs * per_epoch, per_epoch)
 
 
-def micro_batches(recipe: Recipe, world_size: int) -> tuple[int, int]:
+def micro_batches(recipe: Recipe, world_size: int, *, step: int = 0) -> tuple[int, int]:
     """Images per forward pass of one worker, and passes per update.  Raises ConfigError."""
     batch = recipe.data.batch_size
+    key, given = "data.micro_batch", recipe.data.micro_batch
+    if step > 0 and recipe.data.micro_batch_new is not None:
+        key, given = "data.micro_batch_new", recipe.data.micro_batch_new
     if batch % world_size:
         raise ConfigError(f"data.batch_size ({batch}) must be divisible by workers ({world_size})")
     share = batch // world_size
-    micro = recipe.data.micro_batch or share
+    micro = given or share
     if share % micro:
         raise ConfigError(
-            f"data.micro_batch ({micro}) must divide the images of one worker: data.batch_size "
+            f"{key} ({micro}) must divide the images of one worker: data.batch_size "
             f"({batch}) / workers ({world_size}) = {share}"
         )
     return micro, share // micro

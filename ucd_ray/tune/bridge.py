@@ -14,11 +14,14 @@ from typing import Any
 
 import optuna
 from optuna.trial import TrialState
+from ray.tune import Callback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from ucd_ray.errors import UcdRayError
 from ucd_ray.tune.database import Database
-from ucd_ray.tune.executors import unpack
+from ucd_ray.tune.dispatch import Dispatcher
+from ucd_ray.tune.executors import trial_jobs, unpack
 from ucd_ray.tune.pruners import DROPS, PRUNED_CODES, drops_with, make_pruner, why_code, why_pruned
 from ucd_ray.tune.samplers import make_sampler
 from ucd_ray.tune.space import Parameter, StudySpec
@@ -93,7 +96,7 @@ class TrialBook:
         if self.adopted:
             number = self.adopted.pop(0)
             trial = optuna.Trial(self.study, self.study.trials[number]._trial_id)
-        elif self.finished() + len(self.open) < self.wanted:
+        elif not self.is_full():
             trial = self._ask()
         else:
             return None
@@ -101,6 +104,14 @@ class TrialBook:
         trial.set_user_attr("started", time.time())
         self.on_event("started", trial.number, dict(trial.params))
         return trial.number, dict(trial.params)
+
+    def is_full(self) -> bool:
+        """Whether all trials of the study are finished or open."""
+        return not self.adopted and self.finished() + len(self.open) >= self.wanted
+
+    def has_ended(self, number: int) -> bool:
+        """Whether an open trial has told its value, or why it has none."""
+        return number in self.values or number in self.reasons
 
     def _ask(self) -> optuna.Trial:
         trials = self.study.get_trials(deepcopy=False)
@@ -127,37 +138,79 @@ class TrialBook:
                     why_pruned(self.spec.pruner, rung),
                 )
         elif kind == "step":
+            # Its own from before it was interrupted, or another trial's: the ledger wants to know.
+            report = {**report, "own": trial.user_attrs.get("last_step", -1) >= report["step"]}
             self.database.add_step(self.spec.name, number, report)
             trial.set_user_attr("last_step", report["step"])
         elif kind == "done":
             self.values[number] = report["value"]
         elif kind == "failed":
             self.reasons[number] = (report["code"], report["reason"])
+            if "traceback" in report:
+                trial.set_user_attr("traceback", report["traceback"])
+        elif kind == "smaller":
+            trial.set_user_attr("memory", report["reason"])
+        elif kind == "lost":
+            trial.set_user_attr("lost", [*trial.user_attrs.get("lost", []), report["nodes"]])
         self.on_event(kind, number, report)
         return stop
+
+    def open_number(self, key: str) -> int | None:
+        """The number of an open trial by its key on the board."""
+        return int(key) if key.isdigit() and int(key) in self.open else None
+
+    def say_waiting(self, number: int, reason: str | None) -> None:
+        """Stores why a trial waits for its gang; None: it waits no longer."""
+        trial = self.open[number]
+        if trial.user_attrs.get("waiting") != reason:
+            trial.set_user_attr("waiting", reason)
+            self.on_event("waiting", number, {"kind": "waiting", "reason": reason})
+
+    def fail(self, number: int, code: str, reason: str) -> None:
+        """Ends a trial that cannot be trained."""
+        self.reasons[number] = (code, reason)
+        self.close(number)
+
+    def give_back(self, number: int) -> None:
+        """A trial stops where its checkpoint is and will be handed out again, with its number."""
+        self._add_seconds(self.open.pop(number))
+        self.adopted.append(number)
+        self.on_event("paused", number, {"kind": "paused"})
 
     def close(self, number: int, *, lost: bool = False) -> None:
         """Tells Optuna how a trial ended.
 
-        lost: its driver ended without telling why
+        lost: its process ended without telling why
         """
         trial = self.open.pop(number)
         value = self.values.get(number)
         code, reason = self.reasons.get(number, (None, None))
         if code is None and lost:
-            code, reason = "LOST_DRIVER", "the process that drove the trial ended"
+            code, reason = "LOST_DRIVER", "the process that followed the trial ended"
         if code is None and (value is None or value != value):
             code, reason = "NO_VALUE", f"{self.spec.objective} has no class with truth pixels"
         state = TrialState.COMPLETE if code is None else TrialState.FAIL
         state = TrialState.PRUNED if code in PRUNED_CODES else state
-        started = trial.user_attrs.get("started", time.time())
-        seconds = trial.user_attrs.get("seconds", 0.0) + time.time() - started
-        trial.set_user_attr("seconds", seconds)
+        self._add_seconds(trial)
         if code is not None:
             trial.set_user_attr("code", code)
             trial.set_user_attr("reason", reason)
         self.study.tell(trial, value if state == TrialState.COMPLETE else None, state=state)
-        self.on_event("finished", number, {"state": state.name, "value": value, "reason": reason})
+        shown = {"state": state.name, "value": value, "reason": reason, "code": code}
+        self.on_event("finished", number, shown)
+
+    def cancel_open(self, reason: str) -> None:
+        """Ends all trials that are open or would be adopted."""
+        for number in self.adopted:
+            self.open[number] = optuna.Trial(self.study, self.study.trials[number]._trial_id)
+        self.adopted.clear()
+        for number in list(self.open):
+            self.fail(number, "STOPPED_BY_USER", reason)
+
+    def _add_seconds(self, trial: optuna.Trial) -> None:
+        started = trial.user_attrs.get("started", time.time())
+        seconds = trial.user_attrs.get("seconds", 0.0) + time.time() - started
+        trial.set_user_attr("seconds", seconds)
 
 
 class NotSaved:
@@ -168,26 +221,62 @@ class NotSaved:
 
 
 class BookSearcher(NotSaved, Searcher):
-    """Hands out the trials of a book."""
+    """Hands out the trials of a book, each once a gang has room for it."""
 
-    def __init__(self, book: TrialBook) -> None:
+    def __init__(self, book: TrialBook, dispatcher: Dispatcher) -> None:
         super().__init__(metric=None, mode=None)
-        self.book = book
+        self.book, self.dispatcher = book, dispatcher
         self.number_of: dict[str, int] = {}
+        self.waiting: tuple[int, dict[str, Any]] | None = None
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """Number and params of the next trial."""
-        chosen = self.book.next_trial()
-        if chosen is None:
-            return self.FINISHED
-        self.number_of[trial_id], params = chosen
-        return {"number": chosen[0], "params": params}
+        """The next trial; None while it waits for its gang."""
+        if self.waiting is None and not self._ask():
+            return self.FINISHED if self._is_over() else None
+        assert self.waiting is not None
+        if self.dispatcher.mode != "run":
+            number, self.waiting = self.waiting[0], None
+            self.book.give_back(number)
+            return None
+        number, params = self.waiting
+        try:
+            jobs = trial_jobs(self.dispatcher.job, number, params, self.dispatcher.oom_retries)
+        except UcdRayError as error:
+            self.waiting = None
+            self.book.fail(number, "USER_ERROR", str(error))
+            return None
+        reason = self.dispatcher.place(str(number), jobs)
+        self.book.say_waiting(number, reason)
+        if reason is not None:
+            return None
+        self.waiting = None
+        self.number_of[trial_id] = number
+        return {"key": str(number)}
+
+    def _ask(self) -> bool:
+        if self.dispatcher.may_ask():
+            self.waiting = self.book.next_trial()
+        return self.waiting is not None
+
+    def _is_over(self) -> bool:
+        """Whether nothing will ever be handed out again."""
+        if self.dispatcher.ends:
+            return True
+        return self.dispatcher.mode == "run" and self.book.is_full()
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """A trial ended, by itself, by the scheduler or by an error."""
-        self.book.close(self.number_of.pop(trial_id), lost=error)
+        number = self.number_of.pop(trial_id)
+        key = str(number)
+        paused = self.dispatcher.ended(key)
+        if key in self.dispatcher.cancelled:
+            self.book.fail(number, "STOPPED_BY_USER", "stopped by command")
+        elif paused and not self.book.has_ended(number):
+            self.book.give_back(number)
+        else:
+            self.book.close(number, lost=error)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the database is the state."""
@@ -197,17 +286,28 @@ class BookSearcher(NotSaved, Searcher):
 
 
 class BookScheduler(NotSaved, FIFOScheduler):
-    """Passes reports to a book and stops the trials that it wants stopped."""
+    """Passes reports to a book and its verdicts back to the gang."""
 
     def __init__(self, searcher: BookSearcher) -> None:
         super().__init__()
         self.searcher = searcher
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """One report of one trial."""
+        """One report of one trial.  The trial ends itself when it is told to stop."""
         number = self.searcher.number_of.get(trial.trial_id)
         report = unpack(result)
-        if number is None or report is None:
-            return TrialScheduler.CONTINUE
-        stop = self.searcher.book.report(number, report)
-        return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE
+        if number is not None and report is not None:
+            stop = self.searcher.book.report(number, report)
+            self.searcher.dispatcher.answer(str(number), result["place"], stop=stop)
+        return TrialScheduler.CONTINUE
+
+
+class Ticks(NotSaved, Callback):
+    """Ticks the dispatcher in Tune's loop."""
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self.dispatcher = dispatcher
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Once per turn of Tune's loop."""
+        self.dispatcher.tick()

@@ -19,12 +19,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ucd_ray.errors import ClusterError
 from ucd_ray.tune.executors import Gang
+from ucd_ray.tune.nodes import Node, fits, free_text
 from ucd_ray.tune.space import StudySpec
 
 START_TIMEOUT_S = 90.0
@@ -61,6 +62,13 @@ class Cluster:
         gang = Gang(spec.workers, spec.cpus_per_worker, gpus)
         for kind, each, total in (("CPU", gang.cpus, self.cpus), ("GPU", gang.gpus, self.gpus)):
             check_fits(kind, spec.workers, each, total)
+        nodes = [replace(node, free=node.total) for node in self.nodes()]
+        if not fits([(gang.cpus, gang.gpus)] * gang.workers, nodes):
+            raise ClusterError(
+                f"{gang.workers} workers with {gang.cpus:g} CPUs and {gang.gpus:g} GPUs each do not fit "
+                f"on the cluster's nodes, each worker on one node: {free_text(nodes)}; "
+                "use fewer --workers, --cpus-per-worker or --gpus-per-worker"
+            )
         return gang
 
     def concurrent_trials(self, gang: Gang) -> int:
@@ -69,6 +77,18 @@ class Cluster:
         if gang.gpus:
             fits = min(fits, math.floor(self.gpus / (gang.workers * gang.gpus)))
         return max(1, fits)
+
+    def nodes(self) -> list[Node]:
+        """The living nodes, with what is free on them now."""
+        import ray
+        from ray._private.state import available_resources_per_node
+
+        free = available_resources_per_node()
+        return [
+            Node(node["NodeManagerAddress"], node["Resources"], free.get(node["NodeID"], {}))
+            for node in ray.nodes()
+            if node["Alive"]
+        ]
 
 
 def check_fits(kind: str, workers: int, each: float, total: float) -> None:

@@ -1,23 +1,29 @@
-"""How Tune's trials become Ray Train runs: one Train run per trial.
+"""Who trains the trials of a study: gangs of workers that are kept, or new ones for every trial.
 
-The trainable runs in a small actor of its own and starts N training workers; each worker runs
-`ucd_ray.train.train_run` in a `RayContext`.  Our checkpoints live in our own store, so the same trial
-number finds its own after any crash; Train's checkpoints are not used.
+A gang is one Ray Train run whose workers take trials from a board (`gangs.py`).  `WarmGangs` keeps it for
+many trials, `RunPerTrial` ends it after one; nothing else differs.  The driver hosts each run in a thread.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ucd_ray.errors import ConfigError, TrainingDiverged, UcdRayError
+from ucd_ray.errors import CheckpointError, ClusterError, ConfigError
 from ucd_ray.job import Job
-from ucd_ray.recipe import Recipe
+from ucd_ray.recipe import Recipe, micro_batches
+from ucd_ray.tune.board import ENDS, GO, Board
+from ucd_ray.tune.gangs import serve
 
-WORKER_RESTARTS = 2  # of one trial, after a lost worker: each costs at most one epoch
-DRIVER_RESOURCES = {"cpu": 0, "memory": 1}  # takes no CPU from the workers; Tune wants something
+HANDLE_RESOURCES = {"cpu": 0, "memory": 1}  # takes no CPU from the workers; Tune wants something
+FAILED_STARTS = 4  # of a gang in a row, before the study ends
+CLOSE_S = 20.0  # for gangs to end by themselves
 
 
 @dataclass(frozen=True)
@@ -35,92 +41,234 @@ class Gang:
                 "model.norm (sync) needs GPUs: PyTorch synchronises batch norm on CUDA only; "
                 "use batch or frozen"
             )
+        if self.workers > 1 and self.gpus % 1:
+            raise ConfigError(
+                f"gpus_per_worker ({self.gpus:g}) with {self.workers} workers: NCCL needs a whole GPU "
+                "for each of several workers; use --workers 1, or whole GPUs"
+            )
 
     def resources_per_worker(self) -> dict[str, float]:
         """In Ray's words."""
         return {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {})}
 
 
-@dataclass(frozen=True)
-class RunPerTrial:
-    """Starts a Ray Train run for every trial."""
+@dataclass
+class _Host:
+    """A gang that this process hosts in a thread."""
 
-    job: Job  # of the study; number and params make it a trial's
+    name: str
+    thread: threading.Thread | None = None
+    retired: bool = False
+    error: str | None = None
+
+
+@dataclass
+class Executor:
+    """Gangs and their board.  Use as a context; `trials_per_run` None keeps a gang's workers for all.
+
+    storage: where Ray Train keeps files of its own; nothing of ours depends on them
+    """
+
     gang: Gang
     storage: str
+    study: str
+    trials_per_run: int | None = None
+    hosts: dict[str, _Host] = field(default_factory=dict)
+    board: Any = None
+    on_retired: Callable[[str], None] = lambda gang: None
 
-    def trainable(self) -> Any:
-        """What Tune runs for one trial."""
-        from ray import tune
+    def __enter__(self) -> Executor:
+        import ray
 
-        return tune.with_resources(
-            tune.with_parameters(run_trial, executor=self), dict(DRIVER_RESOURCES)
-        )
+        self.board_name = f"board-{self.study}-{uuid.uuid4().hex[:6]}"
+        actor = ray.remote(num_cpus=0, max_concurrency=1000, name=self.board_name)(Board)
+        self.board = actor.remote()
+        return self
 
-    def trial_job(self, number: int, params: dict[str, Any]) -> Job:
-        """The job of a trial."""
-        recipe = self.job.recipe.with_overrides(params)
-        return replace(self.job, recipe=recipe, name=(*self.job.name[:-1], str(number)))
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Ends all gangs: in order if all went well, else with Ray's connection."""
+        if kind is None:
+            for name in list(self.hosts):
+                self.retire(name)
+            deadline = time.monotonic() + CLOSE_S
+            for host in list(self.hosts.values()):
+                if host.thread is not None:
+                    host.thread.join(max(0.0, deadline - time.monotonic()))
+        import ray
 
+        with contextlib.suppress(Exception):
+            ray.kill(self.board)
 
-def run_trial(config: dict[str, Any], executor: RunPerTrial) -> None:
-    """Trains one trial on its own gang; every report of rank 0 becomes a Tune result.
+    # Gangs.
 
-    A run that fails for good becomes a report of its own: Tune does not hand the error on.
-    """
-    from ray import tune
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-    from ray.tune.integration.ray_train import TuneReportCallback
+    def add_gang(self, name: str) -> None:
+        """Starts a gang; its workers come up in the background."""
+        import ray
 
-    gang = executor.gang
-    try:
-        job = config.get("job") or executor.trial_job(config["number"], config["params"])
-        TorchTrainer(
-            train_worker,
-            train_loop_config={"job": job},
+        ray.get(self.board.add_gang.remote(name))
+        host = _Host(name)
+        host.thread = threading.Thread(target=self._host, args=(host,), daemon=True)
+        self.hosts[name] = host
+        host.thread.start()
+
+    def retire(self, name: str) -> None:
+        """Ends a gang after the trial that it has."""
+        self.hosts[name].retired = True
+        self.board.close_gang.remote(name)
+
+    def status(self) -> dict[str, Any]:
+        """The board's view of trials and gangs.  Raises ClusterError if a gang cannot be started."""
+        import ray
+
+        for host in self.hosts.values():
+            if host.error:
+                raise ClusterError(f"the training workers do not start: {host.error}")
+        found: dict[str, Any] = ray.get(self.board.status.remote())
+        return found
+
+    def _host(self, host: _Host) -> None:
+        """Runs Ray Train runs for one gang, one after the other, until it is retired."""
+        import ray
+
+        failed = 0
+        while not host.retired and failed < FAILED_STARTS:
+            try:
+                before = self._starts(host.name)
+                reason = self._run(host.name)
+                ended = self.trials_per_run == 1 and reason is None
+                failed = 0 if self._starts(host.name) > before else failed + 1
+                host.retired |= ended
+                host.error = reason if failed == FAILED_STARTS else None
+            except Exception:  # the connection to Ray is closed: the study has ended
+                return
+            if failed:
+                time.sleep(2**failed)
+        with contextlib.suppress(Exception):
+            ray.get(self.board.drop_gang.remote(host.name))
+        if not host.error:
+            self.hosts.pop(host.name, None)
+        self.on_retired(host.name)
+
+    def _starts(self, name: str) -> int:
+        import ray
+
+        gangs = ray.get(self.board.status.remote())["gangs"]
+        return int(gangs[name]["starts"]) if name in gangs else 0
+
+    def _run(self, name: str) -> str | None:
+        """One Ray Train run.  Returns why it failed, None if it ended by itself."""
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        from ucd_ray.tune.gangs import CONTROL_TIMEOUT_S
+
+        gang = self.gang
+        run_name = f"{self.study}-{name}-{uuid.uuid4().hex[:6]}"
+        trainer = TorchTrainer(
+            serve,
+            train_loop_config={
+                "board": self.board_name,
+                "gang": name,
+                "trials_per_run": self.trials_per_run,
+            },
+            torch_config=TorchConfig(
+                backend="cpu:gloo,cuda:nccl" if gang.gpus else "gloo",
+                timeout_s=int(CONTROL_TIMEOUT_S),
+            ),
             scaling_config=ScalingConfig(
                 num_workers=gang.workers,
                 use_gpu=gang.gpus > 0,
                 resources_per_worker=gang.resources_per_worker(),
             ),
             run_config=RunConfig(
-                name="-".join(job.name),
-                storage_path=executor.storage,
-                failure_config=FailureConfig(max_failures=WORKER_RESTARTS),
-                checkpoint_config=CheckpointConfig(num_to_keep=1),
-                callbacks=[TuneReportCallback()],
+                name=run_name,
+                storage_path=self.storage,
+                # The board counts how often a trial loses its workers; the run goes on.
+                failure_config=FailureConfig(max_failures=1000),
             ),
-        ).fit()
-    except Exception as error:  # a refused recipe, or whatever Train or a worker below it raises
-        tune.report(pack(failure(error)))
+        )
+        try:
+            trainer.fit()
+        except Exception as error:
+            return root_cause(error)
+        finally:
+            self._remove_files(run_name)
+        return None
+
+    def _remove_files(self, run_name: str) -> None:
+        from ucd_ray.checkpoint import Store
+
+        with contextlib.suppress(CheckpointError):
+            Store(self.storage).delete(run_name)
+
+    # Trials.
+
+    def put(self, key: str, job: Job, smaller: tuple[Job, ...] = ()) -> None:
+        """Puts a trial on the board; `smaller` are what it becomes when memory runs out."""
+        import ray
+
+        ray.get(self.board.put.remote(key, job, list(smaller)))
+
+    def answer(self, key: str, place: int, answer: str) -> None:
+        """The verdict on a report that waits for one."""
+        self.board.answer.remote(key, place, answer)
+
+    def wish(self, key: str, wish: str) -> None:
+        """Stops or pauses a trial at its next report that asks."""
+        self.board.wish.remote(key, wish)
+
+    def forget(self, key: str) -> None:
+        """Drops a trial that has ended from the board."""
+        self.board.forget.remote(key)
+
+    def reports(self, key: str) -> Iterator[dict[str, Any]]:
+        """The reports of a trial outside Tune; all are answered with GO.  Raises ClusterError."""
+        for place, report in follow(self.board, key, self.status):
+            self.answer(key, place, GO)
+            yield report
+
+    def trainable(self) -> Any:
+        """What Tune runs for one trial: a small process that passes reports on."""
+        from ray import tune
+
+        return tune.with_resources(
+            tune.with_parameters(run_handle, board=self.board_name), dict(HANDLE_RESOURCES)
+        )
 
 
-def train_worker(config: dict[str, Any]) -> None:
-    """One training worker: what Ray Train runs on every rank."""
-    from ucd_ray.train import train_run
+def follow(
+    board: Any, key: str, check: Callable[[], object] = lambda: None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The reports of a trial with their places, up to its last; `check` is called now and then."""
+    import ray
 
-    context, job = RayContext(config["job"]), config["job"]
-    try:
-        reports = train_run(job, context)
-    except Exception as error:
-        everywhere = isinstance(error, TrainingDiverged) or context.ranks.world_size == 1
-        if not everywhere:  # the other ranks wait in a collective: Train ends them
-            raise
-        context.report(failure(error))
-        return
-    context.report({"kind": "done", "value": reports[-1]["value"]})
-    if context.ranks.rank == 0:
-        context.checkpoint.clear()
+    since = 0
+    while True:
+        check()
+        for report in ray.get(board.take_reports.remote(key, since)):
+            yield since, report
+            since += 1
+            if report["kind"] in ENDS:
+                return
 
 
-def failure(error: Exception) -> dict[str, Any]:
-    """The report of a run that `error` ended."""
-    if isinstance(error, TrainingDiverged):
-        return {"kind": "failed", "code": "NAN", "reason": str(error)}
-    if isinstance(error, UcdRayError):
-        return {"kind": "failed", "code": "USER_ERROR", "reason": str(error)}
-    return {"kind": "failed", "code": "ERROR", "reason": root_cause(error)}
+def run_handle(config: dict[str, Any], board: str) -> None:
+    """Tune's side of a trial: every report on the board becomes a Tune result."""
+    import ray
+    from ray import tune
+
+    for place, report in follow(ray.get_actor(board), config["key"]):
+        tune.report(pack(report, place))
+
+
+def pack(report: dict[str, Any], place: int = 0) -> dict[str, Any]:
+    """A report as one value: Tune flattens nested ones."""
+    return {"report": json.dumps(report), "place": place}
+
+
+def unpack(result: dict[str, Any]) -> dict[str, Any] | None:
+    """The report in a Tune result, None if there is none."""
+    return json.loads(result["report"]) if "report" in result else None
 
 
 def root_cause(error: BaseException) -> str:
@@ -139,43 +287,18 @@ def root_cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[-1] or lines[0]}"
 
 
-def pack(report: dict[str, Any]) -> dict[str, str]:
-    """A report as one value: Tune flattens nested ones."""
-    return {"report": json.dumps(report)}
+def trial_jobs(job: Job, number: int, params: dict[str, Any], oom_retries: int) -> list[Job]:
+    """The job of a trial of a study, and what it becomes each time memory runs out.
 
-
-def unpack(result: dict[str, Any]) -> dict[str, Any] | None:
-    """The report in a Tune result, None if there is none."""
-    return json.loads(result["report"]) if "report" in result else None
-
-
-class RayContext:
-    """A run inside a Ray Train worker: reports go through Train to Tune, checkpoints to our store."""
-
-    def __init__(self, job: Job) -> None:
-        import ray.train
-
-        from ucd_ray.checkpoint import Store, TrialStore
-        from ucd_ray.learner import Ranks
-
-        train = ray.train.get_context()
-        self.ranks = Ranks(
-            rank=train.get_world_rank(),
-            world_size=train.get_world_size(),
-            local_rank=train.get_local_rank(),
-        )
-        self.checkpoint = TrialStore(Store(job.store), *job.name)
-
-    def load(self) -> dict[str, Any] | None:
-        """The trial's checkpoint."""
-        return self.checkpoint.load()
-
-    def report(
-        self, report: dict[str, Any], state: Callable[[], dict[str, Any]] | None = None
-    ) -> None:
-        """Report first, save second: a repeated epoch is ignored, a lost value would not come back."""
-        import ray.train
-
-        ray.train.report(pack(report))
-        if state is not None and self.ranks.rank == 0:
-            self.checkpoint.save(state())
+    A smaller job has half as many images per forward pass, and the same total batch.
+    Raises ConfigError if the params do not fit together.
+    """
+    recipe = job.recipe.with_overrides(params)
+    found = [replace(job, recipe=recipe, name=(*job.name[:-1], str(number)))]
+    for _ in range(oom_retries):
+        micro, _ = micro_batches(recipe, job.workers, step=1)
+        if micro % 2 or micro < 4:  # batch norm needs more than one image
+            break
+        recipe = recipe.with_overrides({"data.micro_batch_new": micro // 2})
+        found.append(replace(found[0], recipe=recipe))
+    return found

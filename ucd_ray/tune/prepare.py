@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
@@ -13,6 +16,8 @@ import ucd_ray.errors as errors
 from ucd_ray.data.prepare import Prepared, prepare, prepared_for
 from ucd_ray.errors import ConfigError
 from ucd_ray.job import Job
+from ucd_ray.models.base import BaseNetwork, channel_ids, read_class_names
+from ucd_ray.models.weights import Normalisation, file_digest
 from ucd_ray.recipe import Recipe, micro_batches
 from ucd_ray.tune.places import Places
 
@@ -30,7 +35,8 @@ def prepare_job(
 
     Raises what is wrong with them before anything is started.
     """
-    micro_batches(recipe, workers)
+    for step in range(2):
+        micro_batches(recipe, workers, step=step)
     job = Job(
         recipe=recipe,
         data=str(_data(recipe, where, console or Console(quiet=True)).path),
@@ -42,8 +48,12 @@ def prepare_job(
         objective=objective,
     )
     _check_classes(job)
-    assert job.plan and job.normalisation  # both raise on bad input
-    _check_network(job)
+    if recipe.model.base is None:
+        assert job.normalisation  # raises on bad input
+        _check_network(job)
+    else:
+        job = replace(job, base_network=_base_network(job))
+    assert job.plan  # raises on bad input
     return job
 
 
@@ -80,11 +90,17 @@ def prepare_data(dataset: str, source: str, out: Path, console: Console) -> Prep
 
 def _weights_file(recipe: Recipe, where: Places) -> str | None:
     weights = recipe.model.weights
+    if recipe.model.base is not None:
+        return None
     if weights == "pretrained":
         from ucd_ray.models import pretrained_weights
 
         return str(pretrained_weights(recipe.model.backbone, where.home / "weights"))
-    return None if weights is None else str(Path(weights).expanduser().absolute())
+    return None if weights is None else _absolute(weights)
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
 
 
 def _check_classes(job: Job) -> None:
@@ -96,29 +112,25 @@ def _check_classes(job: Job) -> None:
         )
 
 
-CHECK_NETWORK = """
-import sys
+CHECK = """
+import json, sys
+from dataclasses import asdict
+from importlib import import_module
 from ucd_ray.errors import UcdRayError
-from ucd_ray.models import create_backbone, load_backbone_weights
-name, stride, weights = sys.argv[1:]
+module, function, arguments = sys.argv[1:]
 try:
-    backbone = create_backbone(name, int(stride))
-    if weights:
-        load_backbone_weights(backbone, weights, name=name)
+    value = getattr(import_module(module), function)(**json.loads(arguments))
+    sys.stdout.write(json.dumps(value, default=asdict))
 except UcdRayError as error:
     sys.stdout.write(type(error).__name__ + "\\n" + str(error))
     sys.exit(2)
 """
 
 
-def _check_network(job: Job) -> None:
-    """Backbone and weights fit each other.  In a process of its own: the driver stays light."""
-    model = job.recipe.model
+def _with_torch(module: str, function: str, **arguments: Any) -> Any:
+    """What a check that needs torch returns, from a process of its own: the driver stays light."""
     done = subprocess.run(
-        [
-            *(sys.executable, "-c", CHECK_NETWORK),
-            *(model.backbone, str(model.output_stride), job.weights or ""),
-        ],
+        [sys.executable, "-c", CHECK, module, function, json.dumps(arguments)],
         capture_output=True,
         text=True,
         check=False,
@@ -127,3 +139,45 @@ def _check_network(job: Job) -> None:
         kind, _, message = done.stdout.partition("\n")
         raise getattr(errors, kind)(message)
     assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def _check_network(job: Job) -> None:
+    """Backbone and weights fit each other."""
+    model = job.recipe.model
+    _with_torch(
+        "ucd_ray.models.weights",
+        "check_backbone",
+        name=model.backbone,
+        output_stride=model.output_stride,
+        weights=job.weights,
+    )
+
+
+def _base_network(job: Job) -> BaseNetwork:
+    """The checked base network of a recipe that has one."""
+    model, steps = job.recipe.model, job.recipe.steps
+    assert model.base is not None and model.base_classes is not None, "a recipe has both or neither"
+    path = _absolute(model.base)
+    channels = channel_ids(
+        read_class_names(_absolute(model.base_classes)),
+        known=job.prepared.classes,
+        wanted=steps.classes_until(0),
+        path=model.base_classes,
+    )
+    digest = file_digest(path)
+    own_file = model.weights not in (None, "pretrained")
+    found = _with_torch(
+        "ucd_ray.models.base",
+        "check_base",
+        path=path,
+        channels=channels,
+        backbone=model.backbone,
+        output_stride=model.output_stride,
+        width=model.width,
+        mean=model.weights_mean,
+        std=model.weights_std,
+        weights=_absolute(str(model.weights)) if own_file else None,
+    )
+    normalisation = Normalisation(mean=tuple(found["mean"]), std=tuple(found["std"]))
+    return BaseNetwork(path, digest, channels, normalisation)

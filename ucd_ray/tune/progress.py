@@ -52,11 +52,15 @@ class Progress:
         """Prints one line above the state."""
         self.console.print(line, highlight=False, soft_wrap=True, markup=False)
 
+    def note(self, line: str) -> None:
+        """Says something about the study as a whole."""
+        self.say(f"study {self.spec.name}: {line}")
+
     def wait_for(self, what: str) -> None:
         """Says what the study waits for now; empty: nothing."""
-        self.waiting = what
-        if what and not self.live.is_started:
+        if what and what != self.waiting and not self.live.is_started:
             self.say(what)
+        self.waiting = what
 
     def event(self, kind: str, who: str, report: dict[str, Any]) -> None:
         """One event of a run; `who` is `base step` or `trial 3`."""
@@ -98,6 +102,23 @@ class Progress:
             if means[f"miou_{name}"] == means[f"miou_{name}"]
         )
         self.say(f"{who} step {report['step']} done ({where}): mIoU {shown}")
+
+    def _on_waiting(self, who: str, report: dict[str, Any]) -> None:
+        reason = report["reason"]
+        self.running[who] = f"WAITING: {reason}" if reason else "waits for its workers"
+        if reason:
+            self.say(f"{who} WAITING: {reason}")
+
+    def _on_lost(self, who: str, report: dict[str, Any]) -> None:
+        nodes = ", ".join(report["nodes"])
+        self.say(f"{who} lost its workers on {nodes}; it goes on from its last checkpoint")
+
+    def _on_smaller(self, who: str, report: dict[str, Any]) -> None:
+        self.say(f"{who} ran out of memory; again with half the micro-batch: {report['reason']}")
+
+    def _on_paused(self, who: str, report: dict[str, Any]) -> None:
+        self.running.pop(who, None)
+        self.say(f"{who} stopped at its checkpoint; it goes on later")
 
     def _on_finished(self, who: str, report: dict[str, Any]) -> None:
         self.running.pop(who, None)

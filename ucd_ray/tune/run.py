@@ -100,15 +100,16 @@ def _run_on_ray(job: Job, listener: _Listener, address: str | None) -> None:
     where = places()
     listener.say("waiting for Ray to start ...")
     with connect(address, where.home, job=job.name[-1]) as cluster:
-        from ucd_ray.tune.executors import RunPerTrial
-        from ucd_ray.tune.single import run_single
+        from ucd_ray.tune.executors import Executor
+        from ucd_ray.tune.single import quiet_ray, run_single
 
         listener.say(f"Ray dashboard: {cluster.dashboard}")
         spec = StudySpec(name="train", recipe=job.recipe.flat(), workers=job.workers)
         gang = cluster.gang(spec)
         gang.check(job.recipe)
-        executor = RunPerTrial(job, gang, where.runs)
-        failure = run_single(executor, job, lambda _kind, report: listener(report))
+        with quiet_ray(), Executor(gang, where.runs, "train", trials_per_run=1) as executor:
+            executor.add_gang("gang")
+            failure = run_single(executor, "run", job, lambda _kind, report: listener(report))
     if failure is not None:
         raise UcdRayError(f"the run failed: {failure}")
 
@@ -153,6 +154,10 @@ def plan_table(recipe: Recipe, *, workers: int) -> Table:
 def base_line(job: Job, *, precision: str) -> str:
     """Which methods have the same step 0 as this job, and whether it is in the step cache."""
     recipe = job.recipe
+    cached = StepCache(job.open_cache()).has(job.step_key(0, precision=precision))
+    where = f"{'in' if cached else 'not yet in'} the step cache"
+    if job.base_network is not None:
+        return f"base step: imported from {job.base_network}; {where}"
     mine = (recipe.acting_until(0), recipe.steps.steps[0])
     others = []
     for method in METHODS:
@@ -163,8 +168,7 @@ def base_line(job: Job, *, precision: str) -> str:
     shared = f"shared with {', '.join(alone)}, most also {ADDED}" if alone else "of its own"
     if others and not alone:
         shared = f"shared with {', '.join(others)}"
-    cached = StepCache(job.open_cache()).has(job.step_key(0, precision=precision))
-    return f"base step: {shared}; {'in' if cached else 'not yet in'} the step cache"
+    return f"base step: {shared}; {where}"
 
 
 def memory_lines(recipe: Recipe) -> list[str]:

@@ -20,7 +20,7 @@ from pydantic import Field, ValidationError, model_validator
 from ucd_ray.config import SECTIONS, Config
 from ucd_ray.errors import ConfigError, did_you_mean
 from ucd_ray.methods import ADDED, METHODS
-from ucd_ray.recipe import Recipe, check_key, check_method, describe, method_keys
+from ucd_ray.recipe import Recipe, check_key, check_method, check_searched, describe, method_keys
 from ucd_ray.scenarios import read_scenario
 from ucd_ray.tune.names import EXHAUSTIVE, check_sampler, pruner_options
 
@@ -165,6 +165,22 @@ class StudySpec(Config):
     """GPUs of one worker; null: one if the cluster has GPUs, else none."""
     max_concurrent: Annotated[int, Field(gt=0)] | None = None
     """Trials at a time; null: as many as fit."""
+    trials_per_run: Annotated[int, Field(gt=0)] | None = None
+    """Trials that a gang of workers trains before new ones are started; null: no limit."""
+    oom_retries: Annotated[int, Field(ge=0)] = 0
+    """How often a trial that runs out of memory is tried again with half the micro-batch."""
+    keep_best: Annotated[int, Field(gt=0)] = 1
+    """Best trials whose networks are kept."""
+    max_hours: Annotated[float, Field(gt=0)] | None = None
+    """Hours of wall time after which no more trials start; running ones are finished."""
+    max_gpu_hours: Annotated[float, Field(gt=0)] | None = None
+    """GPU hours after which no more trials start."""
+    patience: Annotated[int, Field(gt=0)] | None = None
+    """Trials without a better one after which no more start."""
+    terminator: bool = False
+    """Whether Optuna's terminator may end the study."""
+    same_failures: Annotated[int, Field(gt=0)] = 3
+    """Trials that fail with the same traceback after which the study stops."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -202,6 +218,7 @@ class StudySpec(Config):
         recipe = self.base_recipe()
         for key, parameter in self.search.items():
             check_key(key, recipe.method)
+            check_searched(recipe, key)
             for value in parameter.samples():
                 try:
                     recipe.with_overrides({key: value})

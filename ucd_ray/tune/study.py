@@ -5,7 +5,9 @@ from __future__ import annotations
 import _thread
 import contextlib
 import threading
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -13,20 +15,31 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from ucd_ray.checkpoint import StepCache, Store, TrialStore
-from ucd_ray.errors import CheckpointError, ConfigError, StudyError
+from ucd_ray.errors import CheckpointError, ConfigError, StudyError, UcdRayError
 from ucd_ray.job import Job
 from ucd_ray.recipe import Recipe, describe, micro_batches
+from ucd_ray.tune.admission import Admission
 from ucd_ray.tune.cluster import check_local, connect, private_head_needed
 from ucd_ray.tune.database import Database
-from ucd_ray.tune.executors import Gang, RunPerTrial
+from ucd_ray.tune.dispatch import Dispatcher, StudyStopped
+from ucd_ray.tune.executors import Executor, Gang
+from ucd_ray.tune.ledger import OPEN, STUDY, Ledger
 from ucd_ray.tune.places import Places, places
 from ucd_ray.tune.prepare import prepare_job
 from ucd_ray.tune.progress import Progress
 from ucd_ray.tune.results import trials_table
+from ucd_ray.tune.single import quiet_ray
 from ucd_ray.tune.space import StudySpec
 
-MAY_CHANGE = {"trials", "max_concurrent", "cpus_per_worker", "gpus_per_worker"}
+MAY_CHANGE = {
+    *("trials", "max_concurrent", "cpus_per_worker", "gpus_per_worker", "trials_per_run"),
+    *("oom_retries", "keep_best", "max_hours", "max_gpu_hours", "patience", "terminator"),
+    "same_failures",
+}
 BEAT_S = 10.0  # between renewals of the claim on a study
+POLL_S = 0.5  # between looks at what the base step waits for
+HANDLE_RESTARTS = 3  # of the process through which Tune follows a trial
+KIND_OF = {"COMPLETE": "useful", "PRUNED": "pruned", "FAIL": "failed"}  # states in the ledger
 
 
 def run_study(
@@ -162,22 +175,135 @@ def _drive(
     progress: Progress,
 ) -> None:
     """Connects, trains the base step if no cache holds it, and runs the trials."""
+    from ucd_ray.tune.budgets import Budgets  # Optuna: not before the checks have passed
+
     progress.wait_for("waiting for Ray to start ...")
-    with connect(address, where.home, job=spec.name) as cluster:
+    with connect(address, where.home, job=spec.name) as cluster, quiet_ray():
         progress.wait_for("")
         if cluster.dashboard:
             progress.say(f"Ray dashboard: {cluster.dashboard}  (token in {where.home}/ray-token)")
         gang = cluster.gang(spec)
         gang.check(job.recipe)
-        executor = RunPerTrial(job, gang, where.runs)
-        if not _base_is_cached(job, gang):
-            train_base(executor, progress)
-        book.on_event = lambda kind, number, report: progress.event(kind, f"trial {number}", report)
-        limit = spec.max_concurrent or cluster.concurrent_trials(gang)
-        progress.say(f"{limit} trial(s) at a time, {gang.workers} worker(s) each")
-        _run_trials(executor, book, limit, spec.name)
-        for number in book.finished_numbers():
-            _forget_checkpoint(job, number)
+        ledger = Ledger(book.database, spec.name, gang)
+        admission = Admission(book.database, spec.name, cluster.address, gang)
+        admission.release_all()  # of a driver that died
+        with Executor(gang, where.runs, spec.name, spec.trials_per_run) as executor:
+            dispatcher = Dispatcher(
+                job,
+                executor,
+                admission,
+                ledger,
+                Budgets(book, ledger),
+                cluster.nodes,
+                spec.max_concurrent or cluster.concurrent_trials(gang),
+                spec.oom_retries,
+                progress.note,
+            )
+            try:
+                run = Run(spec, book, dispatcher, progress)
+                run.base_step()
+                run.trials()
+            except StudyStopped as stopped:
+                progress.note(str(stopped))
+                book.cancel_open(str(stopped))
+            finally:
+                dispatcher.close()
+
+
+@dataclass
+class Run:
+    """One drive of a study, once its cluster is there."""
+
+    spec: StudySpec
+    book: Any
+    dispatcher: Dispatcher
+    progress: Progress
+
+    def base_step(self) -> None:
+        """Trains step 0 once, before the trials that share it.  Raises StudyError if it fails."""
+        from ucd_ray.tune.single import run_single
+
+        job, progress, dispatcher = self.dispatcher.job, self.progress, self.dispatcher
+        if _base_is_cached(job, dispatcher.executor.gang):
+            return
+        progress.wait_for("trials wait for the base step")
+        while (reason := dispatcher.acquire()) is not None:
+            progress.wait_for(f"the base step {reason}")
+            dispatcher.tick()
+            time.sleep(POLL_S)
+        progress.event("started", "base step", {})
+        progress.wait_for("trials wait for the base step")
+        failure = run_single(dispatcher.executor, "base", job.base(), self._on_base_report)
+        progress.running.pop("base step", None)
+        progress.wait_for("")
+        if failure is not None:
+            raise StudyError(f"the base step failed: {failure}")
+
+    def _on_base_report(self, kind: str, report: dict[str, Any]) -> None:
+        self.progress.event(kind, "base step", report)
+        self.dispatcher.ledger.spend(STUDY, "useful", report["held_s"])
+
+    def trials(self) -> None:
+        """Runs the trials through Tune.  Raises StudyError."""
+        from ucd_ray.tune.bridge import BookScheduler, BookSearcher, Ticks
+
+        spec, dispatcher, book = self.spec, self.dispatcher, self.book
+        book.on_event = self._on_event
+        gang = dispatcher.executor.gang
+        self.progress.say(
+            f"{dispatcher.max_gangs} trial(s) at a time, {gang.workers} worker(s) each"
+        )
+        searcher = BookSearcher(book, dispatcher)
+        from ray import tune
+
+        tuner = tune.Tuner(
+            dispatcher.executor.trainable(),
+            tune_config=tune.TuneConfig(
+                num_samples=-1,
+                search_alg=searcher,
+                scheduler=BookScheduler(searcher),
+                reuse_actors=True,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=tune.RunConfig(
+                name=f"tune-{spec.name}",
+                storage_path=dispatcher.executor.storage,
+                verbose=0,
+                callbacks=[Ticks(dispatcher)],
+                failure_config=tune.FailureConfig(max_failures=HANDLE_RESTARTS),
+            ),
+        )
+        try:
+            tuner.fit()
+        except StudyStopped as stopped:
+            book.cancel_open(str(stopped))
+            raise
+        except tune.TuneError as error:  # most likely the database failed inside a callback
+            cause = str(error).strip().splitlines()[-1]
+            raise StudyError(
+                f"study '{spec.name}' stopped: {cause}; the same command goes on"
+            ) from None
+        finally:
+            for number in book.finished_numbers():
+                _forget_checkpoint(dispatcher.job, number)
+
+    def _on_event(self, kind: str, number: int, report: dict[str, Any]) -> None:
+        if "held_s" in report:
+            self.dispatcher.ledger.spend(number, OPEN, report["held_s"])
+        if kind == "step" and report["cached"] and not report.get("own"):
+            self.dispatcher.ledger.add("saved", report["seconds"], number=number)
+        if kind == "finished":
+            self.dispatcher.ledger.end(number, KIND_OF.get(report["state"], "failed"))
+        if kind == "paused":
+            self.dispatcher.ledger.reopen(number)
+        self.progress.event(kind, f"trial {number}", report)
+
+
+def _our_error(error: BaseException | None) -> UcdRayError | StudyStopped | None:
+    """The error of ours that Tune wrapped into its own."""
+    while error is not None and not isinstance(error, UcdRayError | StudyStopped):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _forget_checkpoint(job: Job, number: int) -> None:
@@ -189,49 +315,6 @@ def _forget_checkpoint(job: Job, number: int) -> None:
 def _base_is_cached(job: Job, gang: Gang) -> bool:
     key = job.step_key(0, precision=job.guessed_precision(gpus=gang.gpus > 0))
     return StepCache(Store(job.cache)).has(key)
-
-
-def train_base(executor: RunPerTrial, progress: Progress) -> None:
-    """Trains step 0 once, before the trials that share it.  Raises StudyError if it fails."""
-    from ucd_ray.tune.single import run_single
-
-    progress.event("started", "base step", {})
-    progress.wait_for("trials wait for the base step")
-    failure = run_single(
-        executor,
-        executor.job.base(),
-        lambda kind, report: progress.event(kind, "base step", report),
-    )
-    progress.running.pop("base step", None)
-    progress.wait_for("")
-    if failure is not None:
-        raise StudyError(f"the base step failed: {failure}")
-
-
-def _run_trials(executor: RunPerTrial, book: Any, limit: int, name: str) -> None:
-    from ucd_ray.tune.bridge import BookScheduler, BookSearcher
-    from ucd_ray.tune.single import quiet_tune, tune_run_config
-
-    searcher = BookSearcher(book)
-    with quiet_tune():
-        from ray import tune
-
-        tuner = tune.Tuner(
-            executor.trainable(),
-            tune_config=tune.TuneConfig(
-                num_samples=-1,
-                search_alg=searcher,
-                scheduler=BookScheduler(searcher),
-                max_concurrent_trials=limit,
-                trial_dirname_creator=lambda trial: trial.trial_id,
-            ),
-            run_config=tune_run_config(executor.storage, name),
-        )
-        try:
-            tuner.fit()
-        except tune.TuneError as error:  # most likely the database failed inside a callback
-            cause = str(error).strip().splitlines()[-1]
-            raise StudyError(f"study '{name}' stopped: {cause}; the same command goes on") from None
 
 
 def stored_spec(name: str) -> StudySpec:

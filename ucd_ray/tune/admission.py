@@ -1,0 +1,164 @@
+"""Who may hold which part of a cluster: a gang starts only when all of its workers fit.
+
+Studies that share a database share the `ucd_hold` table: a study takes a hold for each of its gangs before
+the gang starts, and gives it back when the gang has ended.  Holds of studies whose driver has died do not
+count.  What other users of the cluster occupy is seen in what Ray says is free.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+
+from ucd_ray.tune.database import Database, is_driven
+from ucd_ray.tune.executors import Gang
+from ucd_ray.tune.nodes import Node, count, fits, free_text
+from ucd_ray.tune.tables import hold_table, study_table
+
+WAITS = "waits"  # the slot of a study that waits: it holds nothing, and stands in line
+
+
+@dataclass
+class Admission:
+    """The holds of one study on one cluster."""
+
+    database: Database
+    study: str
+    cluster: str
+    gang: Gang
+    slots: set[str] = field(default_factory=set)
+    waits: bool = False
+
+    def acquire(self, slot: str, nodes: Sequence[Node]) -> str | None:
+        """Takes a hold for a gang.  Returns None, or why it cannot be had now."""
+        with self.database.errors(), self.database.engine.begin() as connection:
+            self._stand_in_line(connection)
+            rows = self._live_rows(connection)
+            reason = self._refusal(rows, nodes)
+            if reason is None:
+                self._leave_line(connection)
+                values = {"workers": self.gang.workers, "cpus": self.gang.cpus}
+                key = {"cluster": self.cluster, "study": self.study, "slot": slot}
+                connection.execute(hold_table.delete().where(_matches(key)))
+                connection.execute(
+                    hold_table.insert(),
+                    {
+                        **key,
+                        **values,
+                        "gpus": self.gang.gpus,
+                        "since": time.time(),
+                        "placed": False,
+                    },
+                )
+        if reason is None:
+            self.slots.add(slot)
+        self.waits = reason is not None
+        return reason
+
+    def placed(self, slot: str) -> None:
+        """The workers of a gang are up: what they hold is no longer among what Ray calls free."""
+        key = {"cluster": self.cluster, "study": self.study, "slot": slot}
+        with self.database.errors(), self.database.engine.begin() as connection:
+            connection.execute(hold_table.update().where(_matches(key)).values(placed=True))
+
+    def release(self, slot: str) -> None:
+        """Gives a hold back."""
+        self.slots.discard(slot)
+        key = {"cluster": self.cluster, "study": self.study, "slot": slot}
+        with self.database.errors(), self.database.engine.begin() as connection:
+            connection.execute(hold_table.delete().where(_matches(key)))
+
+    def release_all(self) -> None:
+        """Gives everything back, on whatever cluster: a study has one driver."""
+        self.slots.clear()
+        self.waits = False
+        with self.database.errors(), self.database.engine.begin() as connection:
+            connection.execute(hold_table.delete().where(hold_table.c.study == self.study))
+
+    def stop_waiting(self) -> None:
+        """Leaves the line."""
+        if self.waits:
+            self.waits = False
+            with self.database.errors(), self.database.engine.begin() as connection:
+                self._leave_line(connection)
+
+    def others_wait(self) -> bool:
+        """Whether a live study without any gang waits for this cluster."""
+        with self.database.errors(), self.database.engine.begin() as connection:
+            rows = self._live_rows(connection)
+        holding = {row.study for row in rows if row.slot != WAITS}
+        return any(row.slot == WAITS and row.study not in holding for row in rows)
+
+    def _stand_in_line(self, connection: sa.Connection) -> None:
+        """Writes first, so that no other driver decides at the same time."""
+        if connection.dialect.name == "postgresql":
+            connection.execute(sa.text("LOCK TABLE ucd_hold IN EXCLUSIVE MODE"))
+        key = {"cluster": self.cluster, "study": self.study, "slot": WAITS}
+        done = connection.execute(hold_table.update().where(_matches(key)).values(workers=0))
+        if done.rowcount == 0:
+            nothing = {"workers": 0, "cpus": 0.0, "gpus": 0.0, "placed": True}
+            connection.execute(hold_table.insert(), {**key, **nothing, "since": time.time()})
+
+    def _leave_line(self, connection: sa.Connection) -> None:
+        key = {"cluster": self.cluster, "study": self.study, "slot": WAITS}
+        connection.execute(hold_table.delete().where(_matches(key)))
+
+    def _live_rows(self, connection: sa.Connection) -> list[sa.Row[Any]]:
+        query = (
+            sa.select(hold_table, study_table.c.driver, study_table.c.heartbeat)
+            .join(study_table, study_table.c.name == hold_table.c.study)
+            .where(hold_table.c.cluster == self.cluster)
+            .order_by(hold_table.c.since)
+        )
+        rows = connection.execute(query).all()
+        return [row for row in rows if is_driven(row.driver, row.heartbeat)]
+
+    def _refusal(self, rows: Sequence[sa.Row[Any]], nodes: Sequence[Node]) -> str | None:
+        gang = self.gang
+        first = next((row.study for row in rows if row.slot == WAITS), self.study)
+        held = {row.study: 0.0 for row in rows if row.slot != WAITS}
+        for kind, each in (("GPU", gang.gpus), ("CPU", gang.cpus)):
+            need = gang.workers * each
+            if not need:
+                continue
+            for study in held:
+                held[study] = sum(_held(row, kind) for row in rows if row.study == study)
+            total = sum(node.total.get(kind, 0.0) for node in nodes)
+            free = min(
+                total - sum(held.values()),
+                sum(node.free.get(kind, 0.0) for node in nodes) - _unplaced(rows, kind),
+            )
+            if need > free:
+                return f"needs {count(need, kind)}, {max(0.0, free):g} free{_holders(held)}"
+        bundles = [
+            (row.cpus, row.gpus) for row in rows if not row.placed for _ in range(row.workers)
+        ]
+        if not fits([*bundles, *[(gang.cpus, gang.gpus)] * gang.workers], nodes):
+            return (
+                f"needs {count(gang.cpus, 'CPU')} and {count(gang.gpus, 'GPU')} on one node for each of "
+                f"{gang.workers} worker(s); free: {free_text(nodes)}{_holders(held)}"
+            )
+        if first != self.study and first not in held:
+            return f"study '{first}' has waited longer and goes first{_holders(held)}"
+        return None
+
+
+def _matches(key: dict[str, Any]) -> sa.ColumnElement[bool]:
+    return sa.and_(*(hold_table.c[name] == value for name, value in key.items()))
+
+
+def _held(row: sa.Row[Any], kind: str) -> float:
+    return float(row.workers * (row.gpus if kind == "GPU" else row.cpus))
+
+
+def _unplaced(rows: Sequence[sa.Row[Any]], kind: str) -> float:
+    return sum(_held(row, kind) for row in rows if not row.placed)
+
+
+def _holders(held: dict[str, float]) -> str:
+    parts = [f"study '{study}' holds {value:g}" for study, value in sorted(held.items()) if value]
+    return "; " + ", ".join(parts) if parts else ""

@@ -1,0 +1,143 @@
+"""What a study's resources were spent on: CPU and GPU seconds by kind, kept in the database.
+
+    useful   trials that ended with a value, and the base step
+    pruned   trials that were stopped early
+    failed   trials that failed or were cancelled
+    running  trials that are open
+    idle     gangs that held resources without a trial: starting, or waiting for one
+    saved    training of steps that the step cache held
+
+A gang's seconds count for all of its workers.  `wall` is the time that the study was driven.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import sqlalchemy as sa
+from rich.table import Table
+
+from ucd_ray.tune.database import Database
+from ucd_ray.tune.executors import Gang
+from ucd_ray.tune.tables import ledger_table
+
+STUDY = -1  # number of what belongs to no trial
+KINDS = ("useful", "pruned", "failed", "running", "idle", "saved")
+OPEN = "running"
+WRITE_EVERY_S = 10.0
+
+
+@dataclass(frozen=True)
+class Spent:
+    """CPU and GPU seconds."""
+
+    cpu: float = 0.0
+    gpu: float = 0.0
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(self.cpu + other.cpu, self.gpu + other.gpu)
+
+
+@dataclass
+class Ledger:
+    """Writes the ledger of one study."""
+
+    database: Database
+    study: str
+    gang: Gang
+    before: dict[int, Spent] = field(default_factory=dict)  # of open trials, under earlier drivers
+
+    def spend(self, number: int, kind: str, seconds: float) -> None:
+        """Sets what an open or ended trial has held: `seconds` of its gang, besides what was before."""
+        if number not in self.before:
+            self.before[number] = self._stored(number, OPEN)
+        self._set(number, kind, self.before[number] + self._of_gang(seconds))
+
+    def reopen(self, number: int) -> None:
+        """A trial goes back to be taken again: what it held stays."""
+        self.before.pop(number, None)
+
+    def end(self, number: int, kind: str) -> None:
+        """Moves what an open trial held to the kind that its end decides."""
+        spent = self._stored(number, OPEN)
+        self.before.pop(number, None)
+        with self.database.errors(), self.database.engine.begin() as connection:
+            connection.execute(ledger_table.delete().where(_row(self.study, number, OPEN)))
+        self._set(number, kind, spent + self._stored(number, kind))
+
+    def add(self, kind: str, seconds: float, *, number: int = STUDY) -> None:
+        """Adds seconds of a gang."""
+        self._set(number, kind, self._stored(number, kind) + self._of_gang(seconds))
+
+    def add_wall(self, seconds: float) -> None:
+        """Adds time that the study was driven."""
+        self._set(STUDY, "wall", self._stored(STUDY, "wall") + Spent(seconds))
+
+    def wall_seconds(self) -> float:
+        """How long the study was driven, by all its drivers."""
+        return self._stored(STUDY, "wall").cpu
+
+    def _of_gang(self, seconds: float) -> Spent:
+        gang = self.gang
+        return Spent(seconds * gang.workers * gang.cpus, seconds * gang.workers * gang.gpus)
+
+    def _stored(self, number: int, kind: str) -> Spent:
+        columns = (ledger_table.c.cpu_seconds, ledger_table.c.gpu_seconds)
+        with self.database.errors(), self.database.engine.connect() as connection:
+            row = connection.execute(
+                sa.select(*columns).where(_row(self.study, number, kind))
+            ).first()
+        return Spent(*row) if row else Spent()
+
+    def _set(self, number: int, kind: str, spent: Spent) -> None:
+        values = {"cpu_seconds": spent.cpu, "gpu_seconds": spent.gpu}
+        where = _row(self.study, number, kind)
+        with self.database.errors(), self.database.engine.begin() as connection:
+            done = connection.execute(ledger_table.update().where(where).values(**values))
+            if done.rowcount == 0:
+                key = {"study": self.study, "number": number, "kind": kind}
+                connection.execute(ledger_table.insert(), {**key, **values})
+
+
+def totals(database: Database, study: str) -> dict[str, Spent]:
+    """What a study spent, by kind; kinds without anything are left out."""
+    query = (
+        sa.select(
+            ledger_table.c.kind,
+            sa.func.sum(ledger_table.c.cpu_seconds),
+            sa.func.sum(ledger_table.c.gpu_seconds),
+        )
+        .where(ledger_table.c.study == study)
+        .group_by(ledger_table.c.kind)
+    )
+    with database.errors(), database.engine.connect() as connection:
+        return {kind: Spent(cpu, gpu) for kind, cpu, gpu in connection.execute(query)}
+
+
+def held(spent: dict[str, Spent]) -> Spent:
+    """All that was held, whatever for."""
+    return sum((spent.get(kind, Spent()) for kind in KINDS if kind != "saved"), Spent())
+
+
+def ledger_table_of(database: Database, study: str) -> Table:
+    """The ledger for a terminal: hours and shares by kind."""
+    spent = totals(database, study)
+    on_gpus = any(value.gpu for value in spent.values())
+    unit = "GPU" if on_gpus else "CPU"
+    whole = held(spent)
+    all_held = whole.gpu if on_gpus else whole.cpu
+    table = Table(title=f"ledger of study {study}", caption=f"{unit} seconds held by its gangs")
+    table.add_column("kind")
+    table.add_column(f"{unit} s", justify="right")
+    table.add_column("share", justify="right")
+    for kind in KINDS:
+        value = spent.get(kind, Spent())
+        seconds = value.gpu if on_gpus else value.cpu
+        share = f"{100 * seconds / all_held:.0f} %" if all_held and kind != "saved" else ""
+        table.add_row(kind, f"{seconds:.1f}", share)
+    return table
+
+
+def _row(study: str, number: int, kind: str) -> sa.ColumnElement[bool]:
+    columns = ledger_table.c
+    return sa.and_(columns.study == study, columns.number == number, columns.kind == kind)
