@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,8 +14,9 @@ import pytest
 from optuna.trial import TrialState
 from ray.tune.schedulers import TrialScheduler
 
-from tests.conftest import TINY
+from tests.conftest import TINY, MakeJob
 from tests.tune.test_database import step_report
+from ucd_ray.job import Job
 from ucd_ray.tune import bridge
 from ucd_ray.tune.bridge import (
     BookScheduler,
@@ -398,72 +400,182 @@ def test_the_published_trial_is_enqueued_once(tmp_path: Path) -> None:
 # Tune's two classes.
 
 
-def tune_trial(name: str) -> Any:
-    return SimpleNamespace(trial_id=name)
+class Floor:
+    """A dispatcher that has room for `room` trials, or none and a reason."""
 
+    def __init__(self, job: Job, room: int = 9) -> None:
+        self.job, self.room, self.oom_retries = job, room, 0
+        self.mode, self.placed = "run", dict[str, Any]()
+        self.cancelled, self.paused = set[str](), set[str]()
+        self.answers: list[tuple[str, int, bool]] = []
 
-@pytest.fixture
-def pair(tmp_path: Path) -> tuple[BookSearcher, BookScheduler]:
-    searcher = BookSearcher(open_book(tmp_path, spec_of(trials=4)))
-    return searcher, BookScheduler(searcher)
+    @property
+    def ends(self) -> bool:
+        return self.mode == "drain"
+
+    def may_ask(self) -> bool:
+        return self.mode == "run"
+
+    def place(self, key: str, jobs: list[Job]) -> str | None:
+        if len(self.placed) >= self.room:
+            return "needs 2 GPUs, 1 free"
+        self.placed[key] = jobs[0]
+        return None
+
+    def answer(self, key: str, place: int, *, stop: bool) -> None:
+        self.answers.append((key, place, stop))
+
+    def ended(self, key: str) -> bool:
+        self.placed.pop(key, None)
+        return key in self.paused
 
 
 Pair = tuple[BookSearcher, BookScheduler]
 
 
-def test_tune_gets_numbers_and_params_until_the_study_is_full(pair: Pair) -> None:
+def tune_trial(name: str) -> Any:
+    return SimpleNamespace(trial_id=name)
+
+
+@pytest.fixture
+def floor(make_job: MakeJob) -> Floor:
+    return Floor(make_job(method="mib+ucd"))
+
+
+@pytest.fixture
+def pair(tmp_path: Path, floor: Floor) -> Pair:
+    book = open_book(tmp_path, spec_of(trials=4))
+    searcher = BookSearcher(book, floor)  # type: ignore[arg-type]
+    return searcher, BookScheduler(searcher)
+
+
+def tell(pair: Pair, name: str, report: dict[str, Any], place: int = 0) -> None:
+    answer = pair[1].on_trial_result(None, tune_trial(name), pack(report, place))
+    assert answer == TrialScheduler.CONTINUE, "a trial ends itself: Tune never kills it"
+
+
+def test_tune_gets_the_keys_of_placed_trials_until_the_study_is_full(
+    pair: Pair, floor: Floor
+) -> None:
     searcher, _ = pair
-    assert searcher.suggest("a") == {"number": 0, "params": PUBLISHED}
-    found = [searcher.suggest(name) for name in "bcd"]
-    assert [f["number"] for f in found if isinstance(f, dict)] == [1, 2, 3]
+    assert [searcher.suggest(name) for name in "abcd"] == [{"key": str(n)} for n in range(4)]
+    assert floor.placed["0"].recipe.flat()["kd.weight"] == 10
+    assert floor.placed["3"].name[-1] == "3"
     assert searcher.suggest("e") == BookSearcher.FINISHED
 
 
-def test_a_report_through_tune_reaches_the_trial_it_belongs_to(pair: Pair) -> None:
-    searcher, scheduler = pair
+def test_a_trial_without_room_waits_with_its_reason_and_is_not_asked_twice(
+    pair: Pair, floor: Floor
+) -> None:
+    searcher, _ = pair
+    floor.room = 1
+    assert searcher.suggest("a") == {"key": "0"}
+    assert searcher.suggest("b") is None
+    assert searcher.suggest("c") is None
+    assert len(searcher.book.study.get_trials()) == 2
+    assert trial_of(searcher.book, 1).user_attrs["waiting"] == "needs 2 GPUs, 1 free"
+    floor.room = 2
+    assert searcher.suggest("d") == {"key": "1"}
+    assert trial_of(searcher.book, 1).user_attrs["waiting"] is None
+
+
+def test_params_that_do_not_fit_together_fail_their_trial_alone(pair: Pair, floor: Floor) -> None:
+    searcher, _ = pair
+    floor.job = replace(floor.job, recipe=floor.job.recipe.with_overrides({"method": "finetune"}))
+    assert searcher.suggest("a") is None
+    trial = trial_of(searcher.book, 0)
+    assert trial.state == TrialState.FAIL
+    assert trial.user_attrs["code"] == "USER_ERROR"
+    assert "kd.weight" in trial.user_attrs["reason"] or "ucd" in trial.user_attrs["reason"]
+
+
+def test_a_report_through_tune_reaches_the_trial_it_belongs_to(pair: Pair, floor: Floor) -> None:
+    searcher, _ = pair
     searcher.suggest("a")
     searcher.suggest("b")
-    for report in (epoch(1, 25.0), {"kind": "done", "value": 25.0}):
-        answer = scheduler.on_trial_result(None, tune_trial("b"), pack(report))
-        assert answer == TrialScheduler.CONTINUE
+    tell(pair, "b", epoch(1, 25.0), 4)
+    tell(pair, "b", {"kind": "done", "value": 25.0}, 5)
     searcher.on_trial_complete("b")
     trial = trial_of(searcher.book, 1)
     assert (trial.value, trial.intermediate_values) == (25.0, {1: 25.0})
     assert trial_of(searcher.book, 0).state == TrialState.RUNNING
+    assert floor.answers == [("1", 4, False), ("1", 5, False)]
 
 
-def test_results_that_are_not_ours_are_let_pass(pair: Pair) -> None:
+def test_results_that_are_not_ours_are_let_pass(pair: Pair, floor: Floor) -> None:
     _, scheduler = pair
     assert scheduler.on_trial_result(None, tune_trial("?"), {"x": 1}) == TrialScheduler.CONTINUE
+    assert not floor.answers
 
 
-def test_tune_stops_the_trial_that_the_pruner_wants_stopped(pair: Pair) -> None:
-    searcher, scheduler = pair
-    answers = []
+def test_the_pruners_verdict_is_the_answer_to_the_report(pair: Pair, floor: Floor) -> None:
+    searcher, _ = pair
     for name, value in zip("abcd", (50.0, 50.0, 50.0, 1.0), strict=True):
         searcher.suggest(name)
         for rung, reported in ((1, 10.0), (2, value)):
-            answers.append(
-                scheduler.on_trial_result(None, tune_trial(name), pack(epoch(rung, reported)))
-            )
-        if answers[-1] == TrialScheduler.CONTINUE:
-            done = pack({"kind": "done", "value": value})
-            scheduler.on_trial_result(None, tune_trial(name), done)
+            tell(pair, name, epoch(rung, reported), rung)
+        stopped = floor.answers[-1][2]
+        tell(pair, name, {"kind": "stopped"} if stopped else {"kind": "done", "value": value})
         searcher.on_trial_complete(name)
-    assert answers == [TrialScheduler.CONTINUE] * 7 + [TrialScheduler.STOP]
+    assert [stop for _, place, stop in floor.answers if place] == [False] * 7 + [True]
     states = [t.state for t in searcher.book.study.get_trials()]
     assert states == [TrialState.COMPLETE] * 3 + [TrialState.PRUNED]
 
 
+def test_a_paused_trial_goes_back_and_is_handed_out_again_with_its_number(
+    pair: Pair, floor: Floor
+) -> None:
+    searcher, _ = pair
+    searcher.suggest("a")
+    tell(pair, "a", epoch(1, 25.0))
+    floor.mode, floor.paused = "paused", {"0"}
+    searcher.on_trial_complete("a")
+    assert trial_of(searcher.book, 0).state == TrialState.RUNNING
+    assert searcher.suggest("b") is None, "nothing starts while the study is paused"
+    floor.mode = "run"
+    assert searcher.suggest("c") == {"key": "0"}
+
+
+def test_a_pruned_trial_stays_pruned_even_if_a_pause_came_with_the_verdict(
+    pair: Pair, floor: Floor
+) -> None:
+    searcher, _ = pair
+    searcher.suggest("a")
+    searcher.book.reasons[0] = ("PRUNER", "weaker")
+    floor.paused = {"0"}
+    searcher.on_trial_complete("a")
+    assert trial_of(searcher.book, 0).state == TrialState.PRUNED
+
+
+def test_a_cancelled_trial_fails_with_its_code(pair: Pair, floor: Floor) -> None:
+    searcher, _ = pair
+    searcher.suggest("a")
+    floor.cancelled = {"0"}
+    searcher.on_trial_complete("a")
+    trial = trial_of(searcher.book, 0)
+    assert (trial.state, trial.user_attrs["code"]) == (TrialState.FAIL, "STOPPED_BY_USER")
+
+
+def test_a_study_that_ends_gives_its_waiting_trial_back(pair: Pair, floor: Floor) -> None:
+    searcher, _ = pair
+    floor.room = 0
+    assert searcher.suggest("a") is None
+    floor.mode = "drain"
+    assert searcher.suggest("b") is None
+    assert searcher.suggest("c") == BookSearcher.FINISHED
+    assert trial_of(searcher.book, 0).state == TrialState.RUNNING, "the next driver adopts it"
+
+
 def test_a_reported_failure_is_the_reason_even_if_the_driver_dies_after_it(pair: Pair) -> None:
-    searcher, scheduler = pair
+    searcher, _ = pair
     searcher.suggest("a")
     failed = {"kind": "failed", "code": "ERROR", "reason": "MemoryError: no memory"}
-    scheduler.on_trial_result(None, tune_trial("a"), pack(failed))
+    tell(pair, "a", {**failed, "traceback": "line 1"})
     searcher.on_trial_complete("a", error=True)
     trial = trial_of(searcher.book, 0)
     assert trial.state == TrialState.FAIL
     assert trial.user_attrs["reason"] == "MemoryError: no memory"
+    assert trial.user_attrs["traceback"] == "line 1"
 
 
 def test_the_innermost_cause_of_nested_errors_is_told() -> None:

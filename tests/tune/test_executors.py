@@ -1,33 +1,51 @@
-"""What becomes of a trial that cannot be trained; no cluster is started."""
+"""Gangs and jobs of trials; no cluster is started."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import pytest
 
 from tests.conftest import MakeJob
 from ucd_ray.errors import ConfigError, TrainingDiverged
-from ucd_ray.tune.executors import Gang, RunPerTrial, failure, run_trial, unpack
+from ucd_ray.tune.executors import Gang, trial_jobs
+from ucd_ray.tune.gangs import agreed, failure
 
 
-def test_a_trial_whose_values_do_not_fit_together_says_so(
-    make_job: MakeJob, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+def test_a_trials_job_has_its_params_and_its_number(make_job: MakeJob) -> None:
+    (job,) = trial_jobs(make_job(), 3, {"optim.lr_new": 0.5}, 2)[:1]
+    assert job.name[-1] == "3"
+    assert job.recipe.optim.lr_new == 0.5
+
+
+def test_params_that_do_not_fit_together_are_refused(make_job: MakeJob) -> None:
+    with pytest.raises(ConfigError, match=r"scale_min \(0\.9\) is above scale_max \(0\.5\)"):
+        trial_jobs(make_job(), 3, {"data.scale_min": 0.9, "data.scale_max": 0.5}, 0)
+
+
+def test_a_trial_out_of_memory_gets_half_the_micro_batch_and_the_same_total(
+    make_job: MakeJob,
 ) -> None:
-    results: list[dict[str, Any]] = []
-    monkeypatch.setattr("ray.tune.report", results.append)
-    executor = RunPerTrial(make_job(), Gang(1, 1.0, 0.0), str(tmp_path))
-    run_trial({"number": 3, "params": {"data.scale_min": 0.9, "data.scale_max": 0.5}}, executor)
-    report = unpack(results[0])
-    assert report is not None
-    assert report["code"] == "USER_ERROR"
-    assert "scale_min (0.9) is above scale_max (0.5)" in report["reason"]
+    jobs = trial_jobs(make_job(**{"data.batch_size": 16}), 0, {}, 5)
+    assert [job.recipe.data.micro_batch_new for job in jobs] == [None, 8, 4, 2]
+    assert {job.recipe.data.batch_size for job in jobs} == {16}
+    first, last = jobs[0], jobs[-1]
+    assert first.step_key(0, precision="float32") == last.step_key(0, precision="float32")
+    assert first.step_key(1, precision="float32") != last.step_key(1, precision="float32")
 
 
 def test_failures_carry_their_code() -> None:
     assert failure(TrainingDiverged("kd became nan"))["code"] == "NAN"
     assert failure(ConfigError("no"))["code"] == "USER_ERROR"
     assert failure(OSError("disk"))["reason"] == "OSError: disk"
+    assert "OSError: disk" in failure(OSError("disk"))["traceback"]
+
+
+def test_the_error_of_the_rank_that_made_it_is_the_reason() -> None:
+    echo = failure(RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer"))
+    own = failure(KeyError("image 7"))
+    assert own["time"] >= echo["time"]
+    assert agreed([echo, own])["reason"] == "KeyError: 'image 7'"
+    assert agreed([{"kind": "done", "value": 1.0}, own])["kind"] == "failed"
+    assert agreed([{"kind": "stopped"}] * 2) == {"kind": "stopped"}
 
 
 def test_synchronised_norms_need_cards(make_job: MakeJob) -> None:
@@ -35,6 +53,13 @@ def test_synchronised_norms_need_cards(make_job: MakeJob) -> None:
     with pytest.raises(ConfigError, match=r"model\.norm \(sync\) needs GPUs"):
         Gang(2, 1.0, 0.0).check(recipe)
     Gang(2, 1.0, 1.0).check(recipe)
+
+
+def test_several_workers_do_not_share_a_card(make_job: MakeJob) -> None:
+    recipe = make_job().recipe
+    Gang(1, 1.0, 0.25).check(recipe)
+    with pytest.raises(ConfigError, match=r"gpus_per_worker \(0\.25\) with 2 workers"):
+        Gang(2, 1.0, 0.25).check(recipe)
 
 
 def test_workers_ask_for_cards_only_if_they_get_some() -> None:

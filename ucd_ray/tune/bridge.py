@@ -186,7 +186,7 @@ class TrialBook:
         value = self.values.get(number)
         code, reason = self.reasons.get(number, (None, None))
         if code is None and lost:
-            code, reason = "LOST_DRIVER", "the process that followed the trial ended"
+            code, reason = "LOST_DRIVER", "the process that drove the trial ended"
         if code is None and (value is None or value != value):
             code, reason = "NO_VALUE", f"{self.spec.objective} has no class with truth pixels"
         state = TrialState.COMPLETE if code is None else TrialState.FAIL
