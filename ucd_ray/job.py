@@ -15,6 +15,7 @@ from ucd_ray.checkpoint import Store
 from ucd_ray.data.prepare import Prepared, open_prepared
 from ucd_ray.data.step import StepImages, plan_steps
 from ucd_ray.errors import ConfigError
+from ucd_ray.models.base import BaseNetwork
 from ucd_ray.models.weights import Normalisation, file_digest, read_normalisation
 from ucd_ray.recipe import Recipe, needs_split_lists
 
@@ -32,6 +33,7 @@ class Job:
     workers: int = 1
     until: int | None = None  # last step to run; None: all
     objective: str = "miou_all"
+    base_network: BaseNetwork | None = None  # taken as step 0, which is then not trained
 
     def __getstate__(self) -> dict[str, Any]:
         """Only the fields travel: the memory-mapped tables are opened anew where the job arrives."""
@@ -65,6 +67,8 @@ class Job:
     @cached_property
     def normalisation(self) -> Normalisation:
         """Mean and standard deviation of the network's input.  Raises WeightsError."""
+        if self.base_network is not None:
+            return self.base_network.normalisation
         model = self.recipe.model
         return read_normalisation(self.weights, model.weights_mean, model.weights_std)
 
@@ -74,8 +78,10 @@ class Job:
         precision: `float32` or `bfloat16`, as it is computed
         """
         recipe, scenario = self.recipe, self.recipe.steps
+        base = self.base_network
+        assert (base is None) == (recipe.model.base is None), "prepare_job checks it"
         later = sorted(c for classes in scenario.steps[step + 1 :] for c in classes)
-        return {
+        key: dict[str, Any] = {
             "data": self.prepared.fingerprint,
             "dataset": scenario.dataset,
             "steps": scenario.steps[: step + 1],
@@ -89,6 +95,20 @@ class Job:
             "workers": self.workers,
             "precision": precision,
         }
+        if base is not None:
+            key["base"] = base.key()
+            if step == 0:  # it is scored alike by any number of workers
+                del key["workers"]
+        return key
+
+    def pass_key(self, step: int, *, precision: str) -> dict[str, Any]:
+        """What determines a pass over images before `step`, beside what it is for."""
+        key: dict[str, Any] = {"after": self.step_key(step - 1, precision=precision)}
+        if self.base_network is not None and step == 1:
+            # How training images are drawn is no part of a base network's own key.
+            key["recipe"] = self.recipe.acting_until(0, in_pass=True)
+            key["workers"] = self.workers
+        return key
 
     def guessed_precision(self, *, gpus: bool) -> str:
         """The precision that workers will most likely choose, without asking a device."""

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,11 +97,11 @@ def file_digest(path: str | Path) -> str:
 def read_state(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a .safetensors or torch file, on the CPU; no code in the file is run.
 
-    A wrapper under 'state_dict' or 'model' and a prefix 'module.' are taken off.
+    A wrapper under 'state_dict', 'model' or 'model_state' and a prefix 'module.' are taken off.
     Raises WeightsError if the file is absent, damaged or holds anything but tensors.
     """
     stored = _load(Path(path))
-    for wrapper in ("state_dict", "model"):
+    for wrapper in ("state_dict", "model", "model_state"):
         if isinstance(stored, dict) and isinstance(stored.get(wrapper), dict):
             stored = stored[wrapper]
     if not _is_state_dict(stored):
@@ -165,21 +165,8 @@ def load_backbone_weights(backbone: Backbone, path: str | Path, *, name: str) ->
     found = {place[_flat(key)]: value for key, value in state.items() if _flat(key) in place}
     rest = {key: value for key, value in state.items() if _flat(key) not in place}
     dropped = rest.keys() & _full_model_keys(backbone.name)
-
-    # Files written before PyTorch 0.4.1 lack the counters, which only momentum=None reads.
-    counters = {key for key in target if key.endswith("num_batches_tracked")}
-    missing = [key for key in target if key not in found and key not in counters]
-    misfits = [f"{key} {_size(value)}" for key, value in rest.items() if key not in dropped]
-    misshaped = [
-        f"{key} is {_size(value)}, not {_size(target[key])}"
-        for key, value in found.items()
-        if value.shape != target[key].shape
-    ]
-    problems = [
-        *_problem("missing", [f"{key} {_size(target[key])}" for key in missing]),
-        *_problem("unknown", misfits),
-        *_problem("of another shape", misshaped),
-    ]
+    unknown = {key: value for key, value in rest.items() if key not in dropped}
+    problems = misfits(target, found, unknown)
     if problems:
         raise WeightsError(
             f"'{path}' does not fit backbone '{name}', it looks like weights of another "
@@ -188,10 +175,36 @@ def load_backbone_weights(backbone: Backbone, path: str | Path, *, name: str) ->
     backbone.body.load_state_dict({**target, **found})
     lines = [f"loaded {len(found)} tensors into backbone {name} from {path}"]
     if dropped:
-        lines.append(
-            f"dropped {len(dropped)} tensors after its last stage: {_few(sorted(dropped))}"
-        )
+        lines.append(f"dropped {len(dropped)} tensors after its last stage: {few(sorted(dropped))}")
     return lines
+
+
+def check_backbone(name: str, output_stride: int, weights: str | None) -> None:
+    """Raises ConfigError for a backbone that cannot be used, WeightsError for weights that misfit."""
+    from ucd_ray.models.backbone import create_backbone
+
+    backbone = create_backbone(name, output_stride)
+    if weights is not None:
+        load_backbone_weights(backbone, weights, name=name)
+
+
+def misfits(
+    target: Mapping[str, Tensor], found: Mapping[str, Tensor], unknown: Mapping[str, Tensor]
+) -> list[str]:
+    """What keeps `found` from filling `target`, one clause per kind; `unknown` has no place in it."""
+    # Files written before PyTorch 0.4.1 lack the counters, which only momentum=None reads.
+    counters = {key for key in target if key.endswith("num_batches_tracked")}
+    missing = [key for key in target if key not in found and key not in counters]
+    misshaped = [
+        f"{key} is {_size(value)}, not {_size(target[key])}"
+        for key, value in found.items()
+        if value.shape != target[key].shape
+    ]
+    return [
+        *_problem("missing", [f"{key} {_size(target[key])}" for key in missing]),
+        *_problem("unknown", [f"{key} {_size(value)}" for key, value in unknown.items()]),
+        *_problem("of another shape", misshaped),
+    ]
 
 
 def _flat(key: str) -> str:
@@ -209,10 +222,11 @@ def _full_model_keys(timm_name: str) -> set[str]:
 
 
 def _problem(what: str, entries: list[str]) -> list[str]:
-    return [f"{len(entries)} {what} ({_few(entries)})"] if entries else []
+    return [f"{len(entries)} {what} ({few(entries)})"] if entries else []
 
 
-def _few(entries: Sequence[str]) -> str:
+def few(entries: Sequence[str]) -> str:
+    """The first three, for a message."""
     return ", ".join(entries[:3]) + (", ..." if len(entries) > 3 else "")
 
 
