@@ -43,6 +43,14 @@ Weights = Annotated[
 ]
 Setting = Annotated[str | None, typer.Option(help="sequential, disjoint or overlapped.")]
 SelectOn = Annotated[
+Base = Annotated[
+    str | None,
+    typer.Option(help="File of your own trained network: step 0, which is then not trained."),
+]
+BaseClasses = Annotated[
+    str | None,
+    typer.Option(help="Its class names in channel order, background first: one a line, or YAML."),
+]
     str | None, typer.Option(help="holdout (default), or val as the papers do: no hold-out.")
 ]
 Method = Annotated[str | None, typer.Option(help="Method, such as mib+ucd.")]
@@ -89,6 +97,8 @@ def tune(
     weights_std: Triple = None,
     setting: Setting = None,
     select_on: SelectOn = None,
+    base: Base = None,
+    base_classes: BaseClasses = None,
     split_lists: SplitLists = None,
     seed: Seed = None,
     values: Set = None,
@@ -120,6 +130,8 @@ def tune(
         weights_std=weights_std,
         setting=setting,
         select_on=select_on,
+        base=base,
+        base_classes=base_classes,
         split_lists=split_lists,
         seed=seed,
         deterministic=deterministic,
@@ -153,6 +165,8 @@ def train(
     weights_std: Triple = None,
     setting: Setting = None,
     select_on: SelectOn = None,
+    base: Base = None,
+    base_classes: BaseClasses = None,
     split_lists: SplitLists = None,
     seed: Seed = None,
     values: Set = None,
@@ -175,6 +189,8 @@ def train(
         weights_std=weights_std,
         setting=setting,
         select_on=select_on,
+        base=base,
+        base_classes=base_classes,
         split_lists=split_lists,
         seed=seed,
         deterministic=deterministic,
@@ -356,6 +372,8 @@ def parse_value(text: str) -> Any:
     """A value as YAML spells it; `1e-3` is a number too."""
     if "e" in text.lower():
         with contextlib.suppress(ValueError):
+    base: str | None,
+    base_classes: str | None,
             return float(text)
     try:
         return yaml.safe_load(text)
@@ -368,6 +386,8 @@ def _path(value: str | None) -> str | None:
     if value is None or value in ("generated", "pretrained"):
         return value
     return str(Path(value).expanduser().absolute())
+        "model.base": _path(base),
+        "model.base_classes": _path(base_classes),
 
 
 def _triple(option: str, text: str | None) -> list[float] | None:
