@@ -41,8 +41,6 @@ Data = Annotated[
 Weights = Annotated[
     str | None, typer.Option(help="File of pretrained backbone weights, or 'pretrained'.")
 ]
-Setting = Annotated[str | None, typer.Option(help="sequential, disjoint or overlapped.")]
-SelectOn = Annotated[
 Base = Annotated[
     str | None,
     typer.Option(help="File of your own trained network: step 0, which is then not trained."),
@@ -51,6 +49,8 @@ BaseClasses = Annotated[
     str | None,
     typer.Option(help="Its class names in channel order, background first: one a line, or YAML."),
 ]
+Setting = Annotated[str | None, typer.Option(help="sequential, disjoint or overlapped.")]
+SelectOn = Annotated[
     str | None, typer.Option(help="holdout (default), or val as the papers do: no hold-out.")
 ]
 Method = Annotated[str | None, typer.Option(help="Method, such as mib+ucd.")]
@@ -95,10 +95,10 @@ def tune(
     weights: Weights = None,
     weights_mean: Triple = None,
     weights_std: Triple = None,
-    setting: Setting = None,
-    select_on: SelectOn = None,
     base: Base = None,
     base_classes: BaseClasses = None,
+    setting: Setting = None,
+    select_on: SelectOn = None,
     split_lists: SplitLists = None,
     seed: Seed = None,
     values: Set = None,
@@ -128,10 +128,10 @@ def tune(
         weights=weights,
         weights_mean=weights_mean,
         weights_std=weights_std,
-        setting=setting,
-        select_on=select_on,
         base=base,
         base_classes=base_classes,
+        setting=setting,
+        select_on=select_on,
         split_lists=split_lists,
         seed=seed,
         deterministic=deterministic,
@@ -163,10 +163,10 @@ def train(
     weights: Weights = None,
     weights_mean: Triple = None,
     weights_std: Triple = None,
-    setting: Setting = None,
-    select_on: SelectOn = None,
     base: Base = None,
     base_classes: BaseClasses = None,
+    setting: Setting = None,
+    select_on: SelectOn = None,
     split_lists: SplitLists = None,
     seed: Seed = None,
     values: Set = None,
@@ -187,10 +187,10 @@ def train(
         weights=weights,
         weights_mean=weights_mean,
         weights_std=weights_std,
-        setting=setting,
-        select_on=select_on,
         base=base,
         base_classes=base_classes,
+        setting=setting,
+        select_on=select_on,
         split_lists=split_lists,
         seed=seed,
         deterministic=deterministic,
@@ -335,6 +335,8 @@ def _run_values(
     weights: str | None,
     weights_mean: str | None,
     weights_std: str | None,
+    base: str | None,
+    base_classes: str | None,
     setting: str | None,
     select_on: str | None,
     split_lists: str | None,
@@ -347,6 +349,8 @@ def _run_values(
         "model.weights": _path(weights),
         "model.weights_mean": _triple("--weights-mean", weights_mean),
         "model.weights_std": _triple("--weights-std", weights_std),
+        "model.base": _path(base),
+        "model.base_classes": _path(base_classes),
         "setting": setting,
         "eval.select_on": select_on,
         "data.split_lists": _path(split_lists),
@@ -372,8 +376,6 @@ def parse_value(text: str) -> Any:
     """A value as YAML spells it; `1e-3` is a number too."""
     if "e" in text.lower():
         with contextlib.suppress(ValueError):
-    base: str | None,
-    base_classes: str | None,
             return float(text)
     try:
         return yaml.safe_load(text)
@@ -386,8 +388,6 @@ def _path(value: str | None) -> str | None:
     if value is None or value in ("generated", "pretrained"):
         return value
     return str(Path(value).expanduser().absolute())
-        "model.base": _path(base),
-        "model.base_classes": _path(base_classes),
 
 
 def _triple(option: str, text: str | None) -> list[float] | None:
