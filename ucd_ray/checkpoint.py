@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "DamagedEntry",
     "StepCache",
     "StepEntry",
     "Store",
@@ -34,6 +35,12 @@ __all__ = [
 
 SCHEMA_VERSION = 1  # raise when the meaning of a stored step changes
 DIGEST_BYTES = hashlib.sha256().digest_size
+
+
+class DamagedEntry(CheckpointError):  # noqa: N818
+    """An entry of the step cache is not what was stored, or lies under another key."""
+
+    what: str  # the damage, without the entry's name
 
 
 @dataclass(frozen=True)
@@ -92,14 +99,10 @@ class StepCache:
         entry = self._entry(key)
         if entry is None:
             return None
-        digest = entry["weights_sha256"]
-        weights = self.store.read(key_digest(key), f"{digest}.safetensors")
-        if weights is None and self._removed(key):
+        weights = read_weights(self.store, key_digest(key), entry)
+        if weights is None:
+            self._entries.pop(key_digest(key))
             return None
-        if weights is None or hashlib.sha256(weights).hexdigest() != digest:
-            raise damaged(
-                self.store, key_digest(key), "its weights are absent or not those that were stored"
-            )
         step_eviction.note_use(self.store, key_digest(key))
         return StepEntry(load(weights), entry["result"])
 
@@ -152,19 +155,11 @@ class StepCache:
             self._entries[digest] = entry
         return entry
 
-    def _removed(self, key: Mapping[str, Any]) -> bool:
-        """Whether an entry that was read before is gone; forgets it then."""
-        digest = key_digest(key)
-        gone = read_entry(self.store, digest) is None
-        if gone:
-            self._entries.pop(digest, None)
-        return gone
-
 
 def read_entry(store: Store, digest: str) -> dict[str, Any] | None:
     """The entry of a digest, without its weights; None if there is none.
 
-    Raises CheckpointError if it is damaged, or stored under the digest of another key.
+    Raises DamagedEntry if it is damaged, or stored under the digest of another key.
     """
     content = store.read(digest, "entry.json")
     if content is None:
@@ -183,12 +178,27 @@ def read_entry(store: Store, digest: str) -> dict[str, Any] | None:
     return entry
 
 
-def damaged(store: Store, digest: str, what: str) -> CheckpointError:
+def read_weights(store: Store, digest: str, entry: Mapping[str, Any]) -> bytes | None:
+    """The weights' file of an entry that was read; None if both were removed since.
+
+    Raises DamagedEntry if it is absent or not what was stored.
+    """
+    content = store.read(digest, f"{entry['weights_sha256']}.safetensors")
+    if content is None and read_entry(store, digest) is None:
+        return None
+    if content is None or hashlib.sha256(content).hexdigest() != entry["weights_sha256"]:
+        raise damaged(store, digest, "its weights are absent or not those that were stored")
+    return content
+
+
+def damaged(store: Store, digest: str, what: str) -> DamagedEntry:
     """The error of an entry that must not be used."""
-    return CheckpointError(
+    error = DamagedEntry(
         f"step cache entry '{store.path(digest)}' is damaged: {what}; delete it to retrain "
         "(`ucd-ray cache verify --delete` deletes all that are damaged)"
     )
+    error.what = what
+    return error
 
 
 def _entry_digest(entry: Mapping[str, Any]) -> str:
