@@ -32,7 +32,12 @@ MakeJob = Callable[..., Job]
 @pytest.fixture(autouse=True)
 def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """UCD_RAY_HOME of this test alone; nothing of the user's environment is seen."""
-    for name in ("UCD_RAY_STORAGE", "RAY_ADDRESS", *(n for n in os.environ if "DATABASE" in n)):
+    for name in (
+        "UCD_RAY_STORAGE",
+        "UCD_RAY_CACHE_LIMIT",
+        "RAY_ADDRESS",
+        *(n for n in os.environ if "DATABASE" in n),
+    ):
         monkeypatch.delenv(name, raising=False)
     home = tmp_path / "home"
     monkeypatch.setenv("UCD_RAY_HOME", str(home))

@@ -82,7 +82,10 @@ def test_studies_come_oldest_first_and_a_spec_may_be_replaced(database: Database
         "",
     ],
 )
-def test_a_database_that_cannot_be_used_is_named_without_its_password(url: str) -> None:
+def test_a_database_that_cannot_be_used_is_named_without_its_password(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UCD_RAY_DATABASE_WAIT", "0")
     with pytest.raises(StudyError, match="database '") as caught:
         Database(url)
     assert "secret" not in str(caught.value)
@@ -104,7 +107,8 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
 @pytest.fixture
 def locked(database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Another process holds the file, and we wait for a moment only."""
-    monkeypatch.setattr(Database, "_options", lambda self: {"connect_args": {"timeout": 0.05}})
+    monkeypatch.setattr("ucd_ray.tune.database.BUSY_S", 0.05)
+    monkeypatch.setenv("UCD_RAY_DATABASE_WAIT", "0")
     other = sqlite3.connect(str(database.engine.url.database), isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
     yield
