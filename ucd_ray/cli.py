@@ -26,6 +26,8 @@ data_app = typer.Typer(help="Prepare data sets.", no_args_is_help=True)
 study_app = typer.Typer(help="Look at studies and go on with them.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(study_app, name="study")
+cache_app = typer.Typer(help="Look at the step cache and make room in it.", no_args_is_help=True)
+app.add_typer(cache_app, name="cache")
 
 INTERRUPTED = 130  # what typer exits with after Ctrl-C
 WIDE = 200  # columns of a table that goes to a file or pipe
@@ -306,6 +308,41 @@ def study_run(
     if trials is not None:
         spec = spec.model_validate({**spec.model_dump(), "trials": trials})
     _show(run_study(spec, address=address, console=console), name, "table", None)
+
+
+@cache_app.command("list")
+def cache_list() -> None:
+    """List the stored steps, the least recently used first."""
+    from ucd_ray.tune.cache import list_table, open_steps
+
+    console.print(list_table(open_steps()))
+
+
+@cache_app.command("verify")
+def cache_verify(
+    delete: Annotated[bool, typer.Option("--delete", help="Remove what is damaged.")] = False,
+) -> None:
+    """Read every entry and list the damaged ones; exit code 1 if there are any."""
+    from ucd_ray.tune.cache import open_steps, verify
+
+    if verify(open_steps(), console, delete=delete):
+        raise typer.Exit(1)
+
+
+@cache_app.command("prune")
+def cache_prune(
+    limit: Annotated[
+        str | None, typer.Option(help="Size to keep, such as 10GB; default: UCD_RAY_CACHE_LIMIT.")
+    ] = None,
+    older_than: Annotated[
+        str | None, typer.Option(help="Remove what was not used for so long, such as 30d.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would go.")] = False,
+) -> None:
+    """Remove the steps used least recently, never one in use, and what broken writes left."""
+    from ucd_ray.tune.cache import open_steps, prune
+
+    prune(open_steps(), console, limit=limit, older_than=older_than, dry_run=dry_run)
 
 
 def _show(table: Any, name: str, output: str, out: Path | None) -> None:
