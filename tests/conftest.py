@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.postgres import PostgresServer, binaries
 from ucd_ray.data.prepare import Generated, Prepared, prepare
 from ucd_ray.job import Job
 from ucd_ray.recipe import Recipe
@@ -36,7 +37,7 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "UCD_RAY_STORAGE",
         "UCD_RAY_CACHE_LIMIT",
         "RAY_ADDRESS",
-        *(n for n in os.environ if "DATABASE" in n),
+        *(n for n in os.environ if n.startswith("UCD_RAY_DATABASE")),
     ):
         monkeypatch.delenv(name, raising=False)
     home = tmp_path / "home"
@@ -68,6 +69,27 @@ def make_job(shapes: Prepared, tmp_path: Path) -> MakeJob:
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server of this test run."""
+    found = binaries()
+    if found is None:
+        pytest.skip("no PostgreSQL server is installed (Debian: apt-get install postgresql)")
+    server = PostgresServer(found)
+    server.start()
+    yield server
+    server.close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def any_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a new database, of each kind that we support."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/any.db"
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return server.url(server.new_database())
 
 
 @pytest.fixture(scope="session")

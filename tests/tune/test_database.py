@@ -16,15 +16,18 @@ from typing import Any
 import psutil
 import pytest
 import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config as AlembicConfig
 
 from ucd_ray.errors import StudyError
+from ucd_ray.tune import migrations
 from ucd_ray.tune.database import LEASE_S, Database
 from ucd_ray.tune.tables import class_table, metric_table, step_table, study_table, tables
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/deep/er/studies.db"
+def url(any_url: str) -> str:
+    return any_url
 
 
 @pytest.fixture
@@ -105,20 +108,142 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def locked(database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Another process holds the file, and we wait for a moment only."""
+def locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
+    """A database whose file another process holds, and we wait for a moment only."""
     monkeypatch.setattr("ucd_ray.tune.database.BUSY_S", 0.05)
     monkeypatch.setenv("UCD_RAY_DATABASE_WAIT", "0")
-    other = sqlite3.connect(str(database.engine.url.database), isolation_level=None)
+    database = Database(f"sqlite:///{tmp_path}/deep/er/studies.db")
+    other = sqlite3.connect(tmp_path / "deep/er/studies.db", isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
-    yield
+    yield database
     other.close()
 
 
-@pytest.mark.usefixtures("locked")
-def test_a_locked_database_says_that_another_process_holds_it(url: str) -> None:
+def test_a_locked_database_says_that_another_process_holds_it(locked: Database) -> None:
     with pytest.raises(StudyError, match=r"database is locked \(another process holds it\)"):
-        Database(url).save_spec("x", "{}", {})
+        locked.save_spec("x", "{}", {})
+
+
+def test_what_is_read_needs_no_lock(locked: Database) -> None:
+    assert locked.studies() == []
+
+
+# Migrations.
+
+
+def shape_of(url: str) -> dict[str, Any]:
+    """Our tables as the database describes them."""
+    engine = sa.create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
+    found = sa.inspect(engine)
+    shape: dict[str, Any] = {}
+    for name in sorted(n for n in found.get_table_names() if n.startswith("ucd_")):
+        columns = {c["name"]: (str(c["type"]), c["nullable"]) for c in found.get_columns(name)}
+        keys = [
+            (k["constrained_columns"], k["referred_table"]) for k in found.get_foreign_keys(name)
+        ]
+        indices = [(i["name"], i["column_names"], i["unique"]) for i in found.get_indexes(name)]
+        primary = found.get_pk_constraint(name)["constrained_columns"]
+        shape[name] = (columns, primary, sorted(keys), sorted(indices))
+    engine.dispose()
+    return shape
+
+
+def test_the_migrations_make_the_tables_that_the_code_describes(url: str, tmp_path: Path) -> None:
+    Database(url)
+    made = shape_of(url)
+    assert made.pop("ucd_alembic_version")
+    engine = sa.create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
+    with engine.begin() as connection:
+        for name in (*reversed(tables.sorted_tables), sa.table("ucd_alembic_version")):
+            connection.exec_driver_sql(f"DROP TABLE {name}")
+        tables.create_all(connection)
+    engine.dispose()
+    assert shape_of(url) == made
+    assert set(made) == set(tables.tables)
+
+
+def to_revision(url: str, revision: str) -> None:
+    """Brings a database to one migration, up or down."""
+    config = AlembicConfig()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    engine = sa.create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
+    with engine.connect() as connection:
+        config.attributes["connection"] = connection
+        if sa.inspect(connection).has_table("ucd_alembic_version"):
+            command.downgrade(config, revision)
+        else:
+            command.upgrade(config, revision)
+    engine.dispose()
+
+
+def test_a_database_of_the_first_version_keeps_its_studies(url: str) -> None:
+    to_revision(url, "0001")
+    assert "ucd_event" not in shape_of(url)
+    engine = sa.create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
+    with engine.begin() as connection:
+        connection.execute(
+            study_table.insert(), {"name": "old", "spec": '{"trials": 7}', "created": 1.0}
+        )
+        step = {"cached": True, "seconds": 2.0, "images": 3, "iterations": 4}
+        connection.execute(step_table.insert(), {"study": "old", "number": 0, "step": 1, **step})
+    engine.dispose()
+    database = Database(url)
+    assert {"ucd_command", "ucd_event", "ucd_hold", "ucd_ledger"} <= set(shape_of(url))
+    assert database.spec("old") == {"trials": 7}
+    assert [row["seconds"] for row in rows(database, step_table)] == [2.0]
+
+
+def test_the_newest_migration_can_be_taken_back(url: str) -> None:
+    database = Database(url)
+    database.save_spec("study", "{}", {})
+    to_revision(url, "0001")
+    assert "ucd_ledger" not in shape_of(url)
+    assert Database(url).spec("study") == {}
+
+
+def test_a_database_of_a_newer_version_is_refused(url: str) -> None:
+    database = Database(url)
+    database.write(
+        lambda c: c.exec_driver_sql("UPDATE ucd_alembic_version SET version_num = '9999'")
+    )
+    with pytest.raises(StudyError, match="is of another version of ucd-ray"):
+        Database(url)
+
+
+OPEN = """
+import sys
+from ucd_ray.tune.database import Database
+input()
+database = Database(sys.argv[1])
+database.optuna_storage()
+database.save_spec(sys.argv[2], "{}", {})
+"""
+
+
+def at_once(code: str, *arguments: tuple[str, ...]) -> list[tuple[int, str]]:
+    """Runs code in processes that pass their first `input()` together: exit code and output of each."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, *own],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for own in arguments
+    ]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    outputs = [process.communicate()[0] for process in processes]
+    return [(p.returncode, text) for p, text in zip(processes, outputs, strict=True)]
+
+
+def test_processes_that_open_a_new_database_together_all_succeed(url: str) -> None:
+    done = at_once(OPEN, *((url, f"study{i}") for i in range(4)))
+    assert done == [(0, "")] * 4
+    assert len(Database(url).studies()) == 4
 
 
 # Claims.
@@ -207,6 +332,58 @@ def test_a_driver_on_another_host_lives_as_long_as_it_beats(database: Database) 
     set_driver(database, heartbeat=time.time() - 2 * LEASE_S, **far)
     database.claim("study")
     assert driver_of(database) == claim_of(psutil.Process())
+
+
+CLAIM = """
+import sys, time
+from ucd_ray.errors import StudyError
+from ucd_ray.tune.database import Database
+database = Database(sys.argv[1])
+print("ready", flush=True)
+time.sleep(max(0, float(input()) - time.time()))
+try:
+    database.claim("study")
+    print("won", flush=True)
+    input()
+except StudyError as error:
+    print("lost:", error, flush=True)
+"""
+
+
+def test_of_two_drivers_that_claim_at_the_same_instant_one_wins(
+    database: Database, url: str
+) -> None:
+    for _ in range(3):
+        pair = [
+            subprocess.Popen(
+                [sys.executable, "-c", CLAIM, url],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for _ in range(2)
+        ]
+        said = []
+        for process in pair:
+            assert process.stdout is not None and process.stdin is not None
+            assert process.stdout.readline() == "ready\n"
+        instant = time.time() + 0.1
+        for process in pair:
+            assert process.stdin is not None
+            process.stdin.write(f"{instant}\n")
+            process.stdin.flush()
+        for process in pair:
+            assert process.stdout is not None
+            said.append(process.stdout.readline())
+        winner = pair[said.index("won\n")]
+        driver = driver_of(database)
+        assert driver is not None
+        for process in pair:
+            process.communicate("end\n")
+        assert sorted(text.split(":")[0] for text in said) == ["lost", "won\n"]
+        assert driver["pid"] == winner.pid
+        loser = next(text for text in said if text != "won\n")
+        assert "already running" in loser or "just taken" in loser
 
 
 # Steps.

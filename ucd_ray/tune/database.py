@@ -44,8 +44,10 @@ BUSY_S = 5.0  # one try for the lock of a SQLite file
 VERSION_TABLE = "ucd_alembic_version"
 MIGRATION_LOCK = 7_262_510  # PostgreSQL's advisory lock while tables are made
 
-# A server that vanished without a word is noticed within a minute.
-LIBPQ = {
+# Given unless the URL or the environment says otherwise.  A server that vanished without a word is noticed
+# within a minute.
+LIBPQ: dict[str, Any] = {
+    "client_encoding": "utf8",  # also of a database that has none: its text would be bytes
     "connect_timeout": 10,
     "keepalives_idle": 30,
     "keepalives_interval": 10,
@@ -117,7 +119,7 @@ class Database:
     def _connect(self) -> Any:
         arguments, named = self._arguments
         if not self.is_sqlite:
-            given = set(named) | {k for k in LIBPQ if f"PG{k.upper()}" in os.environ}
+            given = {*named, *(["connect_timeout"] if "PGCONNECT_TIMEOUT" in os.environ else [])}
             defaults = {k: v for k, v in LIBPQ.items() if k not in given}
             return self.engine.dialect.connect(*arguments, **{**defaults, **named})
         # A transaction that writes takes its lock at once: one taken later may not be had at all.
