@@ -100,10 +100,11 @@ def about_key(key: dict[str, Any]) -> tuple[str, str, str]:
     try:
         sizes = " + ".join(str(len(classes)) for classes in key["steps"])
         recipe = key["recipe"]
+        workers = f", {key['workers']} worker(s)" if "workers" in key else ""
         terms = recipe[max(name for name in recipe if name.startswith("terms."))]
         shaped = (
-            f"{recipe['setting']}, {recipe['model.backbone']}, {' '.join(terms)}, "
-            f"seed {recipe['seed']}, {key['workers']} worker(s), {key['precision']}"
+            f"{recipe['setting']}, {recipe.get('model.backbone', 'own network')}, {' '.join(terms)}, "
+            f"seed {recipe['seed']}{workers}, {key['precision']}"
         )
         return key["dataset"], f"step {len(key['steps']) - 1}: {sizes}", shaped
     except (KeyError, TypeError, ValueError):
