@@ -61,6 +61,7 @@ def assert_refused(result: tuple[int, str, str], *parts: str) -> None:
 # What is refused before anything starts.
 
 SHAPES = ("--scenario", "shapes-8-4")
+BASE = ("--base", "a.pth", "--base-classes", "/absent.txt")
 
 
 @pytest.mark.parametrize("command", ["tune", "train"])
@@ -79,6 +80,9 @@ SHAPES = ("--scenario", "shapes-8-4")
         ((*SHAPES, "--setting", "overlap"), ("overlap", "overlapped")),
         ((*SHAPES, "--select-on", "test"), ("eval.select_on", "test", "holdout")),
         ((*SHAPES, "--weights-mean", "1,2"), ("--weights-mean '1,2'", "three numbers")),
+        ((*SHAPES, "--base", "a.pth"), ("--base-classes (model.base_classes) is absent",)),
+        ((*SHAPES, *BASE, "--method", "pi"), ("'pi' cannot start from --base", "use ewc")),
+        ((*SHAPES, *BASE), ("--base-classes '/absent.txt'", "No such file")),
         (("--scenario", "voc-15-5"), ("'voc' needs --data", "--data generated")),
         (("--scenario", "voc-15-5", "--data", "/absent"), ("/absent", "does not exist")),
         (("--scenario", "folder-3-1"), ("folder-3-1", "--data DIR")),

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from tests.conftest import MakeJob
-from ucd_ray.checkpoint import key_text
+from ucd_ray.checkpoint import key_digest, key_text
 from ucd_ray.data.prepare import Generated, Prepared, prepare
 from ucd_ray.errors import ConfigError, DataError, WeightsError
 from ucd_ray.job import Job
-from ucd_ray.models.weights import IMAGENET
+from ucd_ray.models.base import BaseNetwork
+from ucd_ray.models.weights import IMAGENET, Normalisation
 from ucd_ray.recipe import Recipe, needs_split_lists
 
 
@@ -119,6 +120,91 @@ def test_the_guessed_precision(make_job: MakeJob, wanted: str, gpus: bool, expec
 def test_absent_weights_are_refused_by_name(make_job: MakeJob, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"absent\.pth"):
         assert replace(make_job(), weights=str(tmp_path / "absent.pth")).normalisation
+
+
+# Base networks.
+
+
+def based(make: MakeJob, digest: str = "d", channels: tuple[int, ...] = (0, 1), **flat: Any) -> Job:
+    """A job that starts from a base network; keys read nothing of its file but the digest."""
+    workers = flat.pop("workers", 1)
+    job = make(workers=workers, **{"model.base": "a.pth", "model.base_classes": "a.txt", **flat})
+    return replace(job, base_network=BaseNetwork("a.pth", digest, channels, IMAGENET))
+
+
+def test_without_a_base_network_keys_are_those_of_steps_stored_long_ago(make_job: MakeJob) -> None:
+    key = {**make_job().step_key(0, precision="float32"), "data": "fixed"}
+    assert key_digest(key) == "882abb865b4ead26e2b9d5167796614a"
+    passed = make_job(method="ewc").pass_key(1, precision="float32")
+    assert passed == {"after": make_job(method="ewc").step_key(0, precision="float32")}
+
+
+@pytest.mark.parametrize(
+    "flat",
+    [
+        {"optim.lr_base": 0.5},
+        {"optim.epochs_base": 7},
+        {"optim.momentum": 0.5},
+        {"data.crop": 96},
+        {"data.batch_size": 8},
+        {"model.head": "sigmoid"},
+        {"model.norm": "frozen"},
+        {"model.base": "b.pth"},
+        {"method": "ewc"},
+        {"workers": 2},
+    ],
+)
+def test_what_trains_step_0_is_no_part_of_an_imported_ones_key(
+    make_job: MakeJob, flat: dict[str, Any]
+) -> None:
+    assert text(based(make_job, **flat)) == text(based(make_job))
+
+
+@pytest.mark.parametrize(
+    "flat",
+    [
+        {"digest": "e"},
+        {"channels": (1, 0)},
+        {"seed": 1},
+        {"data.holdout": 0.3},
+        {"setting": "disjoint"},
+        {"eval.select_on": "val"},
+        {"eval.unseen": "ignore"},
+        {"eval.mode": "crop"},
+        {"model.output_stride": 8},
+        {"compute.channels_last": False},
+    ],
+)
+def test_the_network_and_how_it_is_scored_are_an_imported_steps_key(
+    make_job: MakeJob, flat: dict[str, Any]
+) -> None:
+    assert text(based(make_job, **flat)) != text(based(make_job))
+
+
+def test_scored_on_val_the_seed_draws_nothing_for_an_imported_step(make_job: MakeJob) -> None:
+    on_val = {"eval.select_on": "val"}
+    assert text(based(make_job, seed=1, **on_val)) == text(based(make_job, seed=2, **on_val))
+    one, other = (based(make_job, seed=seed, **on_val) for seed in (1, 2))
+    assert text(one, 1) != text(other, 1)
+
+
+def test_later_steps_keys_hold_the_base_network(make_job: MakeJob) -> None:
+    assert text(based(make_job), 1) != text(based(make_job, "e"), 1) != text(make_job(), 1)
+    assert text(based(make_job), 1) != text(based(make_job, workers=2), 1)
+    assert text(based(make_job), 1) == text(based(make_job, **{"optim.lr_base": 0.5}), 1)
+    assert text(based(make_job), 1) != text(based(make_job, **{"data.crop": 96}), 1)
+
+
+def test_an_imported_step_never_shares_a_key_with_a_trained_one(make_job: MakeJob) -> None:
+    assert text(based(make_job)) != text(make_job())
+
+
+def test_the_normalisation_is_the_base_networks(make_job: MakeJob) -> None:
+    halves = Normalisation((0.5, 0.5, 0.5), (1, 1, 1))
+    job = based(make_job)
+    own = replace(job, base_network=BaseNetwork("a.pth", "d", (0, 1), halves))
+    assert own.normalisation == halves
+    assert text(own) != text(job)
 
 
 # Published partitions.
