@@ -13,6 +13,7 @@ from ucd_ray.checkpoint import StepCache
 from ucd_ray.errors import ConfigError, StudyError
 from ucd_ray.job import Job
 from ucd_ray.palette import palette
+from ucd_ray.store import masked
 from ucd_ray.tune.database import Database
 from ucd_ray.tune.places import places
 from ucd_ray.tune.prepare import prepare_job
@@ -90,7 +91,9 @@ def _predictions(job: Job, step: int, rows: NDArray[np.int64]) -> list[NDArray[A
     for precision in dict.fromkeys((runtime.precision, "float32", "bfloat16")):
         entry = entry or StepCache(job.open_cache()).get(job.step_key(step, precision=precision))
     if entry is None:
-        raise StudyError(f"step {step} of this trial is not in the step cache '{job.cache}'")
+        raise StudyError(
+            f"step {step} of this trial is not in the step cache '{masked(job.cache)}'"
+        )
     model, scenario = job.recipe.model, job.recipe.steps
     segmenter = build_segmenter(
         backbone=model.backbone,

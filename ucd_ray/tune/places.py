@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ucd_ray.errors import StudyError
+from ucd_ray.step_eviction import cache_limit
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,14 @@ def below(storage: str, name: str) -> str:
 
 
 def places() -> Places:
-    """The places that the environment names.  Raises StudyError if home cannot be written.
+    """The places that the environment names.
+
+    Raises StudyError if home cannot be written, ConfigError if the step cache's limit is no size.
 
     UCD_RAY_HOME (default ~/.ucd-ray), UCD_RAY_DATABASE (default SQLite in home), UCD_RAY_STORAGE
     (default home).
     """
+    cache_limit()  # refused here, before anything starts
     home = Path(os.environ.get("UCD_RAY_HOME") or "~/.ucd-ray").expanduser().absolute()
     try:
         home.mkdir(parents=True, exist_ok=True)

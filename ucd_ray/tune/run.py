@@ -76,6 +76,8 @@ class _Listener:
                 self.say(note)
         elif kind == "epoch":
             self.say(epoch_line(report))
+        elif kind == "waiting":
+            self.say(report["reason"])
         elif kind == "pass":
             self.say(pass_line(report))
         elif kind == "step":
