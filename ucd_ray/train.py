@@ -358,8 +358,16 @@ class _Run:
             "seconds": result["seconds"],
             "images": result["images"],
             "iterations": result["iterations"],
+            "entries": self._entries(step),
             **sets,
         }
+
+    def _entries(self, step: int) -> list[str]:
+        """Digests of what is stored of `step`: its weights, and the memories that leave it."""
+        after = step + 1 < len(self.scenario.steps)
+        names = self.recipe.memories() if after else ()
+        keys = [self._key(step), *(self.memories.key(name, step + 1) for name in names)]
+        return [key_digest(key) for key in keys]
 
 
 class LocalContext:

@@ -16,7 +16,6 @@ TRIES = 3  # of one trial whose workers were lost; each costs at most one epoch
 
 GO, STOP, PAUSE = "go", "stop", "pause"  # on; end here; save, then end here
 ENDS = ("done", "failed", "stopped")  # kinds of report that are a trial's last
-TAKE_S = 10.0  # longest wait for reports before an empty answer
 CLOSE = "close"  # what a gang that shall end takes instead of a trial
 
 
@@ -87,13 +86,15 @@ class Board:
         self.queue.append(key)
         await self._changed()
 
-    async def take_reports(self, key: str, since: int) -> list[dict[str, Any]]:
-        """Reports of a trial from place `since` on; waits for the first, at most TAKE_S."""
+    async def take_reports(
+        self, key: str, since: int, wait_s: float = 30.0
+    ) -> list[dict[str, Any]]:
+        """Reports of a trial from place `since` on; waits for the first, at most `wait_s`."""
         entry = self.entries[key]
         if len(entry.reports) <= since:
             entry.news.clear()
             try:
-                await asyncio.wait_for(entry.news.wait(), TAKE_S)
+                await asyncio.wait_for(entry.news.wait(), wait_s)
             except TimeoutError:
                 return []
         return entry.reports[since:]

@@ -23,6 +23,7 @@ from ucd_ray.tune.database import Database
 from ucd_ray.tune.dispatch import Dispatcher
 from ucd_ray.tune.executors import trial_jobs, unpack
 from ucd_ray.tune.pruners import DROPS, PRUNED_CODES, drops_with, make_pruner, why_code, why_pruned
+from ucd_ray.tune.retention import ENTRIES
 from ucd_ray.tune.samplers import make_sampler
 from ucd_ray.tune.space import Parameter, StudySpec
 
@@ -141,6 +142,9 @@ class TrialBook:
             # Its own from before it was interrupted, or another trial's: the ledger wants to know.
             report = {**report, "own": trial.user_attrs.get("last_step", -1) >= report["step"]}
             self.database.add_step(self.spec.name, number, report)
+            if not report["cached"] and report["step"] > 0:
+                entries = {*trial.user_attrs.get(ENTRIES, ()), *report["entries"]}
+                trial.set_user_attr(ENTRIES, sorted(entries))
             trial.set_user_attr("last_step", report["step"])
         elif kind == "done":
             self.values[number] = report["value"]

@@ -46,7 +46,7 @@ class Dispatcher:
     ledger: Ledger
     budget: Budget
     nodes: Callable[[], Sequence[Node]]
-    max_gangs: int
+    capacity: Callable[[], int]
     oom_retries: int = 0
     on_note: Callable[[str], None] = lambda text: None
     mode: str = "run"  # run, paused, drain, checkpoint
@@ -56,11 +56,15 @@ class Dispatcher:
     since: dict[str, float] = field(default_factory=dict)  # when a gang was started
     gangs: dict[str, Any] = field(default_factory=dict)  # as the board last said
     queued: list[str] = field(default_factory=list)
+    max_gangs: int = 1
     _counter: int = 0
     _last_tick: float = 0.0
     _idle: float = 0.0
     _wall: float = 0.0
     _written: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.max_gangs = self.capacity()
 
     @property
     def ends(self) -> bool:
@@ -76,7 +80,7 @@ class Dispatcher:
 
         jobs: the trial's, and what it becomes each time memory runs out
         """
-        reason = self._gang_for_one_more()
+        reason = self.why if self.mode != "run" else self._gang_for_one_more()
         if reason is None:
             self.placed[key] = GO
             self.executor.put(key, jobs[0], tuple(jobs[1:]))
@@ -241,6 +245,7 @@ class Dispatcher:
         self._wall += seconds
         if time.monotonic() - self._written >= WRITE_EVERY_S:
             self.flush()
+            self.max_gangs = self.capacity()  # nodes come and go
 
     def close(self) -> None:
         """Writes what is left and gives all holds back."""

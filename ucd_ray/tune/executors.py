@@ -221,9 +221,12 @@ class Executor:
         """Drops a trial that has ended from the board."""
         self.board.forget.remote(key)
 
-    def reports(self, key: str) -> Iterator[dict[str, Any]]:
-        """The reports of a trial outside Tune; all are answered with GO.  Raises ClusterError."""
-        for place, report in follow(self.board, key, self.status):
+    def reports(self, key: str, check: Callable[[], object]) -> Iterator[dict[str, Any]]:
+        """The reports of a trial outside Tune; all are answered with GO.
+
+        check: called at least once a second; it may raise
+        """
+        for place, report in follow(self.board, key, check, wait_s=1.0):
             self.answer(key, place, GO)
             yield report
 
@@ -237,7 +240,7 @@ class Executor:
 
 
 def follow(
-    board: Any, key: str, check: Callable[[], object] = lambda: None
+    board: Any, key: str, check: Callable[[], object] = lambda: None, wait_s: float = 30.0
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """The reports of a trial with their places, up to its last; `check` is called now and then."""
     import ray
@@ -245,7 +248,7 @@ def follow(
     since = 0
     while True:
         check()
-        for report in ray.get(board.take_reports.remote(key, since)):
+        for report in ray.get(board.take_reports.remote(key, since, wait_s)):
             yield since, report
             since += 1
             if report["kind"] in ENDS:

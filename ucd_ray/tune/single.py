@@ -15,11 +15,20 @@ from ucd_ray.tune.executors import Executor
 OnReport = Callable[[str, dict[str, Any]], None]
 
 
-def run_single(executor: Executor, key: str, job: Job, on_report: OnReport) -> str | None:
-    """Runs one job on a gang of `executor`.  Returns why it failed, None if it did not."""
+def run_single(
+    executor: Executor,
+    key: str,
+    job: Job,
+    on_report: OnReport,
+    check: Callable[[], object] | None = None,
+) -> str | None:
+    """Runs one job on a gang of `executor`.  Returns why it failed, None if it did not.
+
+    check: called at least once a second; it may raise
+    """
     executor.put(key, job)
     failure = None
-    for report in executor.reports(key):
+    for report in executor.reports(key, check or executor.status):
         if report["kind"] == "failed":
             failure = report["reason"]
         on_report(report["kind"], report)

@@ -18,16 +18,20 @@ from ucd_ray.checkpoint import StepCache, Store, TrialStore
 from ucd_ray.errors import CheckpointError, ConfigError, StudyError, UcdRayError
 from ucd_ray.job import Job
 from ucd_ray.recipe import Recipe, describe, micro_batches
+from ucd_ray.tune import commands
 from ucd_ray.tune.admission import Admission
+from ucd_ray.tune.board import ENDS, GO
 from ucd_ray.tune.cluster import check_local, connect, private_head_needed
 from ucd_ray.tune.database import Database
 from ucd_ray.tune.dispatch import Dispatcher, StudyStopped
 from ucd_ray.tune.executors import Executor, Gang
+from ucd_ray.tune.janitor import remove_leftover_groups
 from ucd_ray.tune.ledger import OPEN, STUDY, Ledger
 from ucd_ray.tune.places import Places, places
 from ucd_ray.tune.prepare import prepare_job
 from ucd_ray.tune.progress import Progress
 from ucd_ray.tune.results import trials_table
+from ucd_ray.tune.retention import tidy
 from ucd_ray.tune.single import quiet_ray
 from ucd_ray.tune.space import StudySpec
 
@@ -187,6 +191,7 @@ def _drive(
         ledger = Ledger(book.database, spec.name, gang)
         admission = Admission(book.database, spec.name, cluster.address, gang)
         admission.release_all()  # of a driver that died
+        remove_leftover_groups()
         with Executor(gang, where.runs, spec.name, spec.trials_per_run) as executor:
             dispatcher = Dispatcher(
                 job,
@@ -195,14 +200,18 @@ def _drive(
                 ledger,
                 Budgets(book, ledger),
                 cluster.nodes,
-                spec.max_concurrent or cluster.concurrent_trials(gang),
+                lambda: spec.max_concurrent or cluster.concurrent_trials(gang),
                 spec.oom_retries,
                 progress.note,
             )
+            if commands.is_paused(book.database, spec.name):
+                how = f"`ucd-ray study resume {spec.name}` goes on"
+                dispatcher.set_mode("paused", f"the study is paused: {how}")
             try:
                 run = Run(spec, book, dispatcher, progress)
-                run.base_step()
-                run.trials()
+                with StepCache(Store(job.cache), spec_name(job)).hold([base_key(job, gang)]):
+                    if run.base_step():
+                        run.trials()
             except StudyStopped as stopped:
                 progress.note(str(stopped))
                 book.cancel_open(str(stopped))
@@ -219,29 +228,58 @@ class Run:
     dispatcher: Dispatcher
     progress: Progress
 
-    def base_step(self) -> None:
-        """Trains step 0 once, before the trials that share it.  Raises StudyError if it fails."""
+    def base_step(self) -> bool:
+        """Trains step 0 once, before the trials that share it.  Returns whether it is there.
+
+        Raises StudyError if it fails.
+        """
+        job, dispatcher, progress = self.dispatcher.job, self.dispatcher, self.progress
+        cache = StepCache(Store(job.cache), spec_name(job))
+        key = base_key(job, dispatcher.executor.gang)
+        while not cache.has(key):
+            dispatcher.tick()
+            if dispatcher.ends:
+                return False
+            reason = self._base_waits(cache.holder(key))
+            if reason is None:
+                self._train_base()
+            else:
+                progress.wait_for(f"the base step waits: {reason}")
+                time.sleep(POLL_S)
+        progress.wait_for("")
+        return True
+
+    def _base_waits(self, holder: str | None) -> str | None:
+        """Why the base step cannot be trained now; None: a gang is there for it."""
+        dispatcher = self.dispatcher
+        if dispatcher.mode == "paused":
+            return dispatcher.why
+        if holder is not None:
+            return f"it is being trained by {holder}"
+        open_gangs = [gang for gang in dispatcher.gangs.values() if not gang["closing"]]
+        return None if open_gangs else dispatcher.acquire()
+
+    def _train_base(self) -> None:
         from ucd_ray.tune.single import run_single
 
-        job, progress, dispatcher = self.dispatcher.job, self.progress, self.dispatcher
-        if _base_is_cached(job, dispatcher.executor.gang):
-            return
-        progress.wait_for("trials wait for the base step")
-        while (reason := dispatcher.acquire()) is not None:
-            progress.wait_for(f"the base step {reason}")
-            dispatcher.tick()
-            time.sleep(POLL_S)
+        dispatcher, progress = self.dispatcher, self.progress
         progress.event("started", "base step", {})
         progress.wait_for("trials wait for the base step")
-        failure = run_single(dispatcher.executor, "base", job.base(), self._on_base_report)
+        dispatcher.placed["base"] = GO
+        base = dispatcher.job.base()
+        failure = run_single(
+            dispatcher.executor, "base", base, self._on_base_report, dispatcher.tick
+        )
+        dispatcher.placed.pop("base")
         progress.running.pop("base step", None)
-        progress.wait_for("")
         if failure is not None:
             raise StudyError(f"the base step failed: {failure}")
 
     def _on_base_report(self, kind: str, report: dict[str, Any]) -> None:
         self.progress.event(kind, "base step", report)
-        self.dispatcher.ledger.spend(STUDY, "useful", report["held_s"])
+        self.dispatcher.ledger.spend(STUDY, OPEN, report["held_s"])
+        if kind in ENDS:
+            self.dispatcher.ledger.end(STUDY, "failed" if kind == "failed" else "useful")
 
     def trials(self) -> None:
         """Runs the trials through Tune.  Raises StudyError."""
@@ -286,6 +324,8 @@ class Run:
         finally:
             for number in book.finished_numbers():
                 _forget_checkpoint(dispatcher.job, number)
+            with contextlib.suppress(CheckpointError):
+                Store(dispatcher.executor.storage).delete(f"tune-{spec.name}")
 
     def _on_event(self, kind: str, number: int, report: dict[str, Any]) -> None:
         if "held_s" in report:
@@ -294,6 +334,9 @@ class Run:
             self.dispatcher.ledger.add("saved", report["seconds"], number=number)
         if kind == "finished":
             self.dispatcher.ledger.end(number, KIND_OF.get(report["state"], "failed"))
+            store = Store(self.dispatcher.job.cache)
+            tidy(self.book.study, store, keep_best=self.spec.keep_best)
+            _forget_checkpoint(self.dispatcher.job, number)
         if kind == "paused":
             self.dispatcher.ledger.reopen(number)
         self.progress.event(kind, f"trial {number}", report)
@@ -312,9 +355,14 @@ def _forget_checkpoint(job: Job, number: int) -> None:
         TrialStore(Store(job.store), *job.name[:-1], str(number)).clear()
 
 
-def _base_is_cached(job: Job, gang: Gang) -> bool:
-    key = job.step_key(0, precision=job.guessed_precision(gpus=gang.gpus > 0))
-    return StepCache(Store(job.cache)).has(key)
+def base_key(job: Job, gang: Gang) -> dict[str, Any]:
+    """The key of the base step that the trials of a study share."""
+    return job.step_key(0, precision=job.guessed_precision(gpus=gang.gpus > 0))
+
+
+def spec_name(job: Job) -> str:
+    """The name under which a study's driver is seen in the step cache: that of its base run."""
+    return "/".join(job.base().name)
 
 
 def stored_spec(name: str) -> StudySpec:

@@ -1,0 +1,62 @@
+"""Which networks of a study stay on disk: its best trials', what open trials need, and base steps.
+
+Every step that a trial trains is an entry of the step cache.  When a trial has ended and is not among the
+best, the entries of its later steps go, unless another trial or run needs them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+
+from ucd_ray.errors import CheckpointError
+from ucd_ray.step_eviction import delete_step, in_use, stored_steps
+from ucd_ray.store import Store
+
+ENTRIES = "entries"  # user attribute: digests of the entries that a trial has stored
+TIDIED = "tidied"  # user attribute: whether they were looked at and removed
+
+
+def tidy(study: Any, store: Store, *, keep_best: int) -> list[str]:
+    """Removes entries of finished trials that are not among the best.  Returns their digests.
+
+    A store that fails is no reason to end a study: what stays is looked at again with the next trial.
+    """
+    trials = study.get_trials(deepcopy=False)
+    kept = best_trials(trials, keep_best)
+    needed = {digest for trial in trials if trial.number in kept for digest in entries_of(trial)}
+    ended = [t for t in trials if t.state.is_finished() and t.number not in kept]
+    candidates = [t for t in ended if entries_of(t) and not t.user_attrs.get(TIDIED)]
+    if not candidates:
+        return []
+    removed: list[str] = []
+    with contextlib.suppress(CheckpointError):
+        used, stored = in_use(store), {step.digest: step for step in stored_steps(store)}
+        for trial in candidates:
+            busy = False
+            for digest in entries_of(trial):
+                if digest in needed or digest not in stored:
+                    continue
+                if digest in used:
+                    busy = True
+                    continue
+                delete_step(store, stored.pop(digest))
+                removed.append(digest)
+            if not busy:
+                study._storage.set_trial_user_attr(trial._trial_id, TIDIED, True)
+    return removed
+
+
+def best_trials(trials: list[FrozenTrial], count: int) -> set[int]:
+    """Numbers of the best complete trials, and of all that are open."""
+    complete = [t for t in trials if t.state == TrialState.COMPLETE and t.values]
+    best = sorted(complete, key=lambda trial: trial.values[0], reverse=True)[:count]
+    opened = [t for t in trials if not t.state.is_finished()]
+    return {trial.number for trial in (*best, *opened)}
+
+
+def entries_of(trial: FrozenTrial) -> list[str]:
+    """The entries that a trial has stored, base steps left out."""
+    return list(trial.user_attrs.get(ENTRIES, []))
