@@ -9,9 +9,12 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Callable, Mapping
+from weakref import WeakKeyDictionary
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
+from optuna.search_space import IntersectionSearchSpace
 
 from ucd_ray.tune.space import Parameter
 
@@ -32,10 +35,25 @@ def derived_seed(seed: int, number: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{number}".encode()).digest()[:4])
 
 
+class _Tpe(optuna.samplers.TPESampler):
+    """Finds the params that all trials share without looking at each of them for each trial.
+
+    Only what is new since the last trial is looked at, as in a sampler that is kept: the same result.
+    """
+
+    spaces: WeakKeyDictionary[optuna.Study, IntersectionSearchSpace] = WeakKeyDictionary()
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: optuna.trial.FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """The params that are proposed together."""
+        space = self.spaces.setdefault(study, IntersectionSearchSpace(include_pruned=True))
+        shared = space.calculate(study, use_cache=True)
+        return {name: one for name, one in shared.items() if not one.single()}
+
+
 def _tpe(search: Search, study_seed: int, seed: int) -> BaseSampler:
-    return optuna.samplers.TPESampler(
-        multivariate=True, constant_liar=True, n_startup_trials=STARTUP, seed=seed
-    )
+    return _Tpe(multivariate=True, constant_liar=True, n_startup_trials=STARTUP, seed=seed)
 
 
 def _random(search: Search, study_seed: int, seed: int) -> BaseSampler:
