@@ -15,7 +15,7 @@ import pytest
 from pyarrow import fs
 
 from ucd_ray import step_leases
-from ucd_ray.presence import Owner
+from ucd_ray.presence import Heart, Owner
 from ucd_ray.step_leases import FOLDER, Lease, Leases
 from ucd_ray.store import Store
 
@@ -131,6 +131,67 @@ def test_of_many_who_find_a_dead_lease_one_takes_it_over(
     test_of_many_takers_at_once_one_gets_the_lease(make_store, monkeypatch)
 
 
+def test_who_wakes_up_after_losing_its_lease_leaves_the_next_one_alone(
+    make_store: MakeStore, fast: None
+) -> None:
+    asleep = take(make_store(), "study/1")
+    assert asleep is not None
+    (name,) = [file.name for file in make_store().files(FOLDER)]
+    taken = elsewhere("study/2").encode()  # others have taken and left it, and begun anew
+    make_store().write(taken, FOLDER, name)
+    time.sleep(0.5)
+    asleep.release()
+    assert make_store().read(FOLDER, name) == taken
+
+
+CROWD = """
+import os, random, sys, time
+import psutil
+from ucd_ray.step_leases import Leases
+from ucd_ray.store import Store
+
+digest, root, number = sys.argv[1:]
+leases, chance = Leases(Store(root), f"study/{number}"), random.Random(int(number))
+marker = os.path.join(root, "inside")
+
+def alive(pid):
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+for _ in range(40):
+    while (lease := leases.take(digest)) is None:
+        time.sleep(0.001)
+    inside = int(open(marker).read() or 0) if os.path.exists(marker) else 0
+    if inside and alive(inside):
+        sys.exit(f"{inside} and {os.getpid()} have the lease")
+    with open(marker, "w") as file:
+        file.write(str(os.getpid()))
+    time.sleep(chance.random() * 0.01)
+    if chance.random() < 0.03:
+        os.kill(os.getpid(), 9)
+    with open(marker, "w") as file:
+        file.write("0")
+    lease.release()
+"""
+
+
+def test_a_crowd_in_which_holders_die_never_has_two_of_them(tmp_path: Path) -> None:
+    crowd = [
+        subprocess.Popen(
+            [sys.executable, "-c", CROWD, DIGEST, str(tmp_path), str(number)],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(8)
+    ]
+    try:
+        ends = [(process.communicate(timeout=240)[1], process.returncode) for process in crowd]
+    finally:
+        for process in crowd:
+            process.kill()
+    assert [errors for errors, _ in ends if errors] == []
+    assert {code for _, code in ends} == {0, -9}
+
+
 def test_a_process_id_that_was_given_again_is_not_the_holder(make_store: MakeStore) -> None:
     here = Owner.here("study/1")
     leave_lease(make_store(), replace(here, started=here.started - 3600))
@@ -149,15 +210,15 @@ def test_the_silent_lease_of_another_machine_expires(make_store: MakeStore, fast
 
 
 def test_a_lease_that_is_renewed_never_expires(make_store: MakeStore, fast: None) -> None:
-    lease = take(make_store(), "study/1")
-    assert lease is not None
-    (name,) = [file.name for file in make_store().files(FOLDER)]
-    make_store().write(elsewhere().encode(), FOLDER, name)  # seen from afar
+    name = leave_lease(make_store(), elsewhere())
+    content = make_store().read(FOLDER, name)
+    assert content is not None
+    heart = Heart(make_store(), FOLDER, name, content=content, every_s=0.1)
     leases = Leases(make_store(), "study/2")
     for _ in range(25):
         assert leases.take(DIGEST) is None
         time.sleep(0.1)
-    lease.release()
+    heart.stop()
     assert leases.take(DIGEST) is not None
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import socket
 import threading
 import time
+import uuid
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -45,8 +47,8 @@ class Owner:
             return None
 
     def encode(self, **more: object) -> bytes:
-        """The content of a file that names this owner."""
-        return json.dumps({"owner": asdict(self), **more}).encode()
+        """The content of a file that names this owner; never twice the same."""
+        return json.dumps({"owner": asdict(self), "id": uuid.uuid4().hex, **more}).encode()
 
     def lives(self) -> bool | None:
         """Whether the process lives; None if it belongs to another machine."""
@@ -75,10 +77,15 @@ def _machine() -> str:
 
 
 class Heart:
-    """Renews a file in the background until it is stopped, the file is gone, or work stalls."""
+    """Renews a file in the background until it is stopped, the file is another's, or work stalls.
 
-    def __init__(self, store: Store, parts: tuple[str, ...], *, every_s: float, stall_s: float):
-        self.store, self.parts = store, parts
+    content: of the file, which no other process writes
+    """
+
+    def __init__(
+        self, store: Store, *parts: str, content: bytes, every_s: float, stall_s: float = math.inf
+    ) -> None:
+        self.store, self.parts, self.content = store, parts, content
         self.every_s, self.stall_s = every_s, stall_s
         self._stop = threading.Event()
         self._worked = time.monotonic()
@@ -94,12 +101,18 @@ class Heart:
         self._stop.set()
         self._thread.join()
         with contextlib.suppress(CheckpointError):  # it goes stale by itself
-            self.store.delete(*self.parts)
+            if self._own():
+                self.store.delete(*self.parts)
 
     def _beat(self) -> None:
         while not self._stop.wait(self.every_s):
             if time.monotonic() - self._worked > self.stall_s:
                 return
             with contextlib.suppress(CheckpointError):  # tried again with the next beat
-                if not self.store.touch(*self.parts):
+                if not self._own():
                     return
+                self.store.touch(*self.parts)
+
+    def _own(self) -> bool:
+        """Whether the file is still ours: after a long sleep another may have it."""
+        return self.store.read(*self.parts) == self.content

@@ -102,9 +102,10 @@ def note_use(store: Store, digest: str) -> None:
 @contextlib.contextmanager
 def hold(store: Store, digests: Iterable[str], name: str) -> Iterator[None]:
     """Keeps steps, stored or not, from being removed while a run or study needs them."""
-    parts = (HOLDS, uuid.uuid4().hex)
-    store.write(Owner.here(name).encode(digests=sorted(set(digests))), *parts)
-    heart = Heart(store, parts, every_s=BEAT_S, stall_s=float("inf"))
+    content = Owner.here(name).encode(digests=sorted(set(digests)))
+    file = uuid.uuid4().hex
+    store.write(content, HOLDS, file)
+    heart = Heart(store, HOLDS, file, content=content, every_s=BEAT_S)
     try:
         yield
     finally:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import time
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ucd_ray.presence import Heart, Owner
 from ucd_ray.store import Store
@@ -48,7 +48,7 @@ class Claim:
     name: str
     owner: Owner | None  # None: its file could not be read
     modified: float
-    seen: float = field(default_factory=time.monotonic)  # when it was last seen to be renewed
+    seen: float  # when it was last seen to be renewed
 
     def dead(self, taker: str | None) -> bool:
         """Whether nobody renews it; `taker` may have the lease of its own name that a crash left."""
@@ -74,23 +74,30 @@ class Leases:
         claim = self._claim(digest, before)
         if claim is not None and not claim.dead(self.name):
             return None
-        generation = f"{digest}.{_generation(claim.name) + 1 if claim else 1:08d}"
         content = Owner.here(self.name).encode()
-        if self.store.local:
-            mine = generation
-            if not self.store.create(content, FOLDER, mine):
-                return None
-        else:
-            mine = f"{generation}.{time.time():017.6f}-{uuid.uuid4().hex[:8]}"
-            self.store.write(content, FOLDER, mine)
-            time.sleep(SETTLE_S)
-        # Seen again, as a slow taker may create a generation that others have left behind.
-        if _leading(self._names(digest)) != mine:
+        mine = self._create(content, digest, _generation(claim.name) + 1 if claim else 1)
+        if mine is None:
+            return None
+        # Seen again: others may have taken and left what was dead or absent before.
+        now = self._names(digest)
+        changed = any(_older(name, mine) and now[name] != before.get(name) for name in now)
+        if _leading(now) != mine or changed:
             self.store.delete(FOLDER, mine)
             return None
         for name in before:
             self.store.delete(FOLDER, name)
-        return Lease(Heart(self.store, (FOLDER, mine), every_s=BEAT_S, stall_s=STALL_S))
+        heart = Heart(self.store, FOLDER, mine, content=content, every_s=BEAT_S, stall_s=STALL_S)
+        return Lease(heart)
+
+    def _create(self, content: bytes, digest: str, generation: int) -> str | None:
+        """Claims a generation; the name of the claim's file, None if another has the generation."""
+        name = f"{digest}.{generation:08d}"
+        if self.store.local:
+            return name if self.store.create(content, FOLDER, name) else None
+        name += f".{time.time():017.6f}-{uuid.uuid4().hex[:8]}"
+        self.store.write(content, FOLDER, name)
+        time.sleep(SETTLE_S)
+        return name
 
     def holder(self, digest: str) -> str | None:
         """Who trains a step now, None if nobody does.  Raises CheckpointError."""
@@ -119,12 +126,13 @@ class Leases:
             self._claims.pop(digest, None)
             return None
         claim = self._claims.get(digest)
-        if claim is None or claim.name != name or claim.owner is None:
+        same = claim is not None and (claim.name, claim.modified) == (name, names[name])
+        if (
+            claim is None or not same or claim.owner is None
+        ):  # the next of its name may be another's
             owner = Owner.parse(self.store.read(FOLDER, name))
-            seen = claim.seen if claim and claim.name == name else time.monotonic()
+            seen = claim.seen if claim is not None and same else time.monotonic()
             claim = Claim(name, owner, names[name], seen)
-        elif claim.modified != names[name]:
-            claim = Claim(name, claim.owner, names[name])
         self._claims[digest] = claim
         return claim
 
@@ -133,6 +141,10 @@ def _generation(name: str) -> int:
     match = NAME.fullmatch(name)
     assert match, "only such names were listed"
     return int(match["generation"])
+
+
+def _older(name: str, other: str) -> bool:
+    return _generation(name) < _generation(other)
 
 
 def _leading(names: dict[str, float]) -> str | None:
