@@ -395,7 +395,7 @@ def step_report(step: int = 1, value: float = 50.0) -> dict[str, Any]:
         "iou": {"0": 90.0, "1": value, "2": math.nan},
         "forgetting": {"0": 1.0, "1": math.nan},
     }
-    counts = {"seconds": 2.5, "images": 18, "iterations": 4, "cached": False}
+    counts = {"seconds": 2.5, "images": 18, "iterations": 4, "cached": False, "entries": []}
     return {"kind": "step", "step": step, "value": value, **counts, "select": images, "val": images}
 
 

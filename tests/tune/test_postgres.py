@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import os
 import subprocess
@@ -191,6 +192,42 @@ def test_waiting_for_a_server_ends_with_its_name_and_the_reason(
     assert study.trials[0].intermediate_values == {1: 1.0}
 
 
+def test_an_interrupted_wait_ends_that_of_all_threads(own_server: PostgresServer) -> None:
+    database = Database(own_server.url(own_server.new_database()))
+    database.save_spec("study", "{}", {})
+    said: list[str] = []
+    waits = threading.Event()
+
+    def on_wait(message: str) -> None:
+        said.append(message)
+        waits.set()
+
+    database.on_wait = on_wait
+    own_server.crash()
+    failures: list[StudyError] = []
+
+    def beat() -> None:
+        try:
+            database.beat("study")
+        except StudyError as error:
+            failures.append(error)
+
+    try:
+        threads = [in_background(beat) for _ in range(3)]
+        assert waits.wait(20)
+        threading.Timer(0.5, _thread.interrupt_main).start()
+        with pytest.raises(KeyboardInterrupt):
+            database.studies()
+        for thread in threads:
+            thread.join(20)
+        assert len(failures) == 3
+        with pytest.raises(StudyError, match="refused"):
+            database.release("study")
+        assert len(said) == 1
+    finally:
+        own_server.start()
+
+
 def test_a_server_that_was_never_there_is_not_waited_for_long(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -357,6 +394,12 @@ def test_a_service_of_libpq_names_the_database(
     database.optuna_storage()
     database.save_spec("study", "{}", {})
     assert Database(postgres.url(name)).spec("study") == {}
+
+
+def test_a_missing_driver_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(StudyError, match=r"pip install 'ucd-ray\[postgres\]'"):
+        Database("postgresql://u@127.0.0.1:1/studies")
 
 
 def test_a_password_file_that_cannot_be_read_is_named(

@@ -8,6 +8,7 @@ import random
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -362,6 +363,35 @@ def test_a_file_that_another_process_holds_is_waited_for(
     assert "does not answer: database is locked (another process holds it)" in waiting
     assert "waiting up to 300 s" in waiting
     assert "answers again" in back
+
+
+def test_a_reader_does_not_end_the_wait_of_a_writer(
+    file: Path, held: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "BUSY_S", 0.1)
+    monkeypatch.setenv("UCD_RAY_DATABASE_WAIT", "1.5")
+    database = Database(f"sqlite:///{file}")
+    said: list[str] = []
+    database.on_wait = said.append
+    held(60)
+    reads = 0
+
+    def read() -> None:
+        nonlocal reads
+        while not done.wait(0.05):
+            assert database.studies() == []
+            reads += 1
+
+    done = threading.Event()
+    reader = threading.Thread(target=read)
+    reader.start()
+    with pytest.raises(StudyError, match=r"locked.*\(waited 1\.5 s\)"):
+        database.save_spec("study", "{}", {})
+    done.set()
+    reader.join()
+    assert reads > 3
+    assert "does not answer" in said[0]
+    assert len([text for text in said if "does not answer" in text]) == 1
 
 
 def test_waiting_for_a_file_ends(

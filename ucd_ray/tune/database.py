@@ -76,7 +76,12 @@ class Database:
             self.url = with_password(sa.make_url(text))
             self.engine = self.new_engine(self.url)
             self._arguments = self.engine.dialect.create_connect_args(self.url)
-        except (ArgumentError, NoSuchModuleError, ImportError) as error:
+        except ImportError as error:
+            raise StudyError(
+                f"cannot use database '{self.shown}': {error}; "
+                "PostgreSQL needs `pip install 'ucd-ray[postgres]'`"
+            ) from None
+        except (ArgumentError, NoSuchModuleError) as error:
             raise StudyError(f"cannot use database '{self.shown}': {error}") from None
         except ValueError:  # its text quotes what stands in the port's place: part of a password?
             raise StudyError(
@@ -93,6 +98,10 @@ class Database:
     @on_wait.setter
     def on_wait(self, hook: Callable[[str], None]) -> None:
         self.patience.on_wait = hook
+
+    def stop_waiting(self) -> None:
+        """From now on an outage is an error at once, in every thread: the study is being stopped."""
+        self.patience.stop()
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Database stays in its process: open its URL again")

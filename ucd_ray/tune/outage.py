@@ -104,7 +104,7 @@ def longest_wait() -> float:
 
 
 class Patience:
-    """Repeats calls while one database cannot be reached; all threads share one wait."""
+    """Repeats calls while one database cannot be reached.  Threads wait each for itself, and tell once."""
 
     def __init__(self, shown: str) -> None:
         self.shown = shown
@@ -112,64 +112,91 @@ class Patience:
         self.longest = longest_wait()
         self.limit = min(FIRST_WAIT_S, self.longest)
         self._lock = threading.Lock()
-        self._since: float | None = None  # when the wait began
-        self._told = False
+        self._stopped = threading.Event()
+        self._waiting = 0  # calls
+        self._told: float | None = None  # when
+        self._in_vain = (
+            False  # a wait has ended without an answer: no second one, until there is one
+        )
 
     def opened(self) -> None:
         """The database was there: from now on its outages are waited for."""
         self.limit = self.longest
+
+    def stop(self) -> None:
+        """Ends all waiting, also that of other threads: calls fail at their first error."""
+        self._stopped.set()
 
     def keep_trying(self, call: Callable[[], T]) -> T:
         """The call's result, from a repetition if need be.  Raises StudyError.
 
         A call may be repeated after it took effect: the answer can be lost.
         """
-        for attempt in itertools.count():
-            try:
-                result = call()
-            except Exception as error:
-                found = database_error(error)
-                if found is None:
-                    raise
-                self._pause(found, attempt)
-            else:
-                self._over()
-                return result
-        raise AssertionError
+        since: float | None = None
+        try:
+            for attempt in itertools.count():
+                try:
+                    result = call()
+                    break
+                except Exception as error:
+                    found = database_error(error)
+                    if found is None:
+                        raise
+                    if since is None:
+                        since = time.monotonic()
+                        self._count(1)
+                    self._pause(found, since, attempt)
+        finally:
+            if since is not None:
+                self._count(-1)
+        self._answered()
+        return result
 
     def failure(self, error: BaseException) -> StudyError:
         """The error as a StudyError that names the database."""
         return StudyError(f"database '{self.shown}' failed: {reason(error)}")
 
-    def _pause(self, error: BaseException, attempt: int) -> None:
+    def _count(self, change: int) -> None:
+        with self._lock:
+            self._waiting += change
+
+    def _pause(self, error: BaseException, since: float, attempt: int) -> None:
         if not passes(error):
             raise self.failure(error) from None
-        now = time.monotonic()
-        with self._lock:
-            self._since = now if self._since is None else self._since
-            left = self._since + self.limit - now
-            # A connection that has gone stale is renewed without a word.
-            tell = not self._told and not (attempt == 0 and is_lost(error)) and left > 0
-            self._told = self._told or tell
+        limit = 0.0 if self._in_vain or self._stopped.is_set() else self.limit
+        left = since + limit - time.monotonic()
         if left <= 0:
-            waited = f" (waited {self.limit:g} s)" if self.limit else ""
+            self._in_vain = True
+            waited = f" (waited {limit:g} s)" if limit else ""
             raise StudyError(str(self.failure(error)) + waited) from None
-        if tell:
+        if attempt > 0 or not is_lost(error):  # a connection gone stale is renewed without a word
+            self._tell(error)
+        pause = min(0.1 * 2.0 ** min(attempt, 10), LONGEST_PAUSE_S)
+        try:
+            self._stopped.wait(min(pause * random.uniform(0.7, 1.0), left))
+        except KeyboardInterrupt:
+            self.stop()  # what is called on the way out does not wait again
+            raise
+
+    def _tell(self, error: BaseException) -> None:
+        with self._lock:
+            told, self._told = self._told, self._told or time.monotonic()
+        if told is None:
             self.on_wait(
                 f"database '{self.shown}' does not answer: {reason(error)}; "
                 f"waiting up to {self.limit:g} s for it"
             )
-        pause = min(0.1 * 2.0 ** min(attempt, 10), LONGEST_PAUSE_S)
-        time.sleep(min(pause * random.uniform(0.7, 1.0), left))
 
-    def _over(self) -> None:
-        if self._since is None:
+    def _answered(self) -> None:
+        self._in_vain = False
+        if self._told is None:
             return
         with self._lock:
-            since, told = self._since, self._told
-            self._since, self._told = None, False
-        if told and since is not None:
-            waited = time.monotonic() - since
+            told = None if self._waiting else self._told
+            if told is not None:
+                self._told = None
+        if told is not None:
+            waited = time.monotonic() - told
             self.on_wait(f"database '{self.shown}' answers again, after {waited:.0f} s")
 
 
