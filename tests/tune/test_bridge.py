@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from dataclasses import replace
@@ -412,6 +413,12 @@ class Floor:
     @property
     def ends(self) -> bool:
         return self.mode == "drain"
+
+    def tick(self) -> None:
+        pass
+
+    def fatal_errors(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def may_ask(self) -> bool:
         return self.mode == "run"

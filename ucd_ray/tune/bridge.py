@@ -235,6 +235,7 @@ class BookSearcher(NotSaved, Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial; None while it waits for its gang."""
+        self.dispatcher.tick()  # without open trials Tune only asks, and has no turns of its loop
         if self.waiting is None and not self._ask():
             return self.FINISHED if self._is_over() else None
         assert self.waiting is not None
@@ -272,7 +273,10 @@ class BookSearcher(NotSaved, Searcher):
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """A trial ended, by itself, by the scheduler or by an error."""
-        number = self.number_of.pop(trial_id)
+        with self.dispatcher.fatal_errors():
+            self._end(self.number_of.pop(trial_id), lost=error)
+
+    def _end(self, number: int, *, lost: bool) -> None:
         key = str(number)
         paused = self.dispatcher.ended(key)
         if key in self.dispatcher.cancelled:
@@ -280,7 +284,7 @@ class BookSearcher(NotSaved, Searcher):
         elif paused and not self.book.has_ended(number):
             self.book.give_back(number)
         else:
-            self.book.close(number, lost=error)
+            self.book.close(number, lost=lost)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the database is the state."""
@@ -301,7 +305,8 @@ class BookScheduler(NotSaved, FIFOScheduler):
         number = self.searcher.number_of.get(trial.trial_id)
         report = unpack(result)
         if number is not None and report is not None:
-            stop = self.searcher.book.report(number, report)
+            with self.searcher.dispatcher.fatal_errors():
+                stop = self.searcher.book.report(number, report)
             self.searcher.dispatcher.answer(str(number), result["place"], stop=stop)
         return TrialScheduler.CONTINUE
 

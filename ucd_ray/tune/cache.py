@@ -100,6 +100,9 @@ def about_key(key: dict[str, Any]) -> tuple[str, str, str]:
     try:
         sizes = " + ".join(str(len(classes)) for classes in key["steps"])
         recipe = key["recipe"]
+        if "base" in key and len(key["steps"]) == 1:
+            shaped = f"base network {key['base']['digest'][:12]}, {key['precision']}"
+            return key["dataset"], f"step 0: {sizes}", shaped
         workers = f", {key['workers']} worker(s)" if "workers" in key else ""
         terms = recipe[max(name for name in recipe if name.startswith("terms."))]
         shaped = (

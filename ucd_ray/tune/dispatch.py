@@ -6,8 +6,9 @@ out commands, follows the budgets, lets idle gangs go and says what waits for wh
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -57,6 +58,7 @@ class Dispatcher:
     gangs: dict[str, Any] = field(default_factory=dict)  # as the board last said
     queued: list[str] = field(default_factory=list)
     max_gangs: int = 1
+    fatal: Exception | None = None
     _counter: int = 0
     _last_tick: float = 0.0
     _idle: float = 0.0
@@ -127,8 +129,19 @@ class Dispatcher:
                 gang["closing"] |= self.executor.trials_per_run == 1
         return self.placed.pop(key, GO) == PAUSE
 
+    @contextlib.contextmanager
+    def fatal_errors(self) -> Iterator[None]:
+        """Errors in the block end the study: Tune alone would take them for a trial's and go on."""
+        try:
+            yield
+        except Exception as error:
+            self.fatal = error
+            raise
+
     def tick(self) -> None:
         """Once in TICK_S: commands, budgets, gangs.  Raises StudyStopped, StudyError, ClusterError."""
+        if self.fatal is not None:
+            raise self.fatal
         now = time.monotonic()
         if now - self._last_tick < TICK_S:
             return

@@ -123,8 +123,11 @@ class _Worker:
         from ucd_ray.train import TrialStopped, train_run
 
         ranks = Ranks(self.rank, self.size, group, self.local_rank)
+        context = GangContext(self.board, key, job, ranks)
         try:
-            reports = train_run(job, GangContext(self.board, key, job, ranks))
+            reports = train_run(job, context)
+            if self.rank == 0:
+                context.checkpoint.clear()
         except TrialStopped:
             return {"kind": "stopped"}
         except torch.OutOfMemoryError as error:

@@ -16,7 +16,6 @@ from ucd_ray.step_eviction import delete_step, in_use, stored_steps
 from ucd_ray.store import Store
 
 ENTRIES = "entries"  # user attribute: digests of the entries that a trial has stored
-TIDIED = "tidied"  # user attribute: whether they were looked at and removed
 
 
 def tidy(study: Any, store: Store, *, keep_best: int) -> list[str]:
@@ -27,25 +26,15 @@ def tidy(study: Any, store: Store, *, keep_best: int) -> list[str]:
     trials = study.get_trials(deepcopy=False)
     kept = best_trials(trials, keep_best)
     needed = {digest for trial in trials if trial.number in kept for digest in entries_of(trial)}
-    ended = [t for t in trials if t.state.is_finished() and t.number not in kept]
-    candidates = [t for t in ended if entries_of(t) and not t.user_attrs.get(TIDIED)]
-    if not candidates:
-        return []
+    unneeded = {digest for trial in trials for digest in entries_of(trial)} - needed
     removed: list[str] = []
     with contextlib.suppress(CheckpointError):
-        used, stored = in_use(store), {step.digest: step for step in stored_steps(store)}
-        for trial in candidates:
-            busy = False
-            for digest in entries_of(trial):
-                if digest in needed or digest not in stored:
-                    continue
-                if digest in used:
-                    busy = True
-                    continue
-                delete_step(store, stored.pop(digest))
-                removed.append(digest)
-            if not busy:
-                study._storage.set_trial_user_attr(trial._trial_id, TIDIED, True)
+        there = [step for step in stored_steps(store) if step.digest in unneeded]
+        used = in_use(store) if there else {}
+        for step in there:
+            if step.digest not in used:
+                delete_step(store, step)
+                removed.append(step.digest)
     return removed
 
 

@@ -270,7 +270,7 @@ class Run:
         failure = run_single(
             dispatcher.executor, "base", base, self._on_base_report, dispatcher.tick
         )
-        dispatcher.placed.pop("base")
+        dispatcher.ended("base")
         progress.running.pop("base step", None)
         if failure is not None:
             raise StudyError(f"the base step failed: {failure}")
