@@ -208,7 +208,7 @@ class _Run:
             "val": val.tolist(),
             "losses": epoch.losses if epoch else {},
             "iterations": learner.plan.iterations,
-            "images": len(self.job.plan[step].train),
+            "images": len(self.job.plan[step].train) if learner.plan.iterations else 0,
             "seconds": before + time.perf_counter() - started,
         }
         if self.ranks.rank == 0:
