@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import pickle
 import random
@@ -23,7 +24,7 @@ from optuna.storages import RDBStorage
 from optuna.testing.pytest_storages import StorageTestCase
 from optuna.trial import TrialState, create_trial
 
-from tests.tune.test_database import at_once
+from tests.tune.test_database import at_once, step_report
 from ucd_ray.errors import StudyError
 from ucd_ray.tune import database as database_module
 from ucd_ray.tune.database import Database
@@ -271,13 +272,12 @@ def test_a_killed_process_loses_nothing_that_it_told(any_url: str) -> None:
 
 
 STUDY = """
-import sys, optuna
-from tests.tune.test_database import step_report
+import json, sys, optuna
 from ucd_ray.tune.database import Database
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 database = Database(sys.argv[1])
 database.on_wait = lambda message: print(message, flush=True)
-name = sys.argv[2]
+name, report = sys.argv[2], json.loads(sys.argv[3])
 input()
 database.save_spec(name, "{}", {})
 database.claim(name)
@@ -285,10 +285,8 @@ study = optuna.create_study(storage=database.optuna_storage(), study_name=name)
 space = {f"x{i}": optuna.distributions.FloatDistribution(0, 1) for i in range(6)}
 for number in range(30):
     trial = study.ask(space)
-    for epoch in (1, 2):
-        trial.report(epoch, epoch)
-    database.add_step(name, number, step_report(value=number))
-    database.beat(name)
+    trial.report(0.5, 1)
+    database.add_step(name, number, report)
     study.tell(trial, number)
 database.release(name)
 """
@@ -297,12 +295,13 @@ database.release(name)
 def test_ten_studies_in_one_database_do_not_lock_one_another_out(any_url: str) -> None:
     names = [f"study{i}" for i in range(10)]
     Database(any_url).optuna_storage()
-    assert at_once(STUDY, *((any_url, name) for name in names)) == [(0, "")] * 10
+    report = json.dumps(step_report())
+    assert at_once(STUDY, *((any_url, name, report) for name in names)) == [(0, "")] * 10
     database = Database(any_url)
     for name in names:
         trials = optuna.load_study(study_name=name, storage=database.optuna_storage()).trials
         assert [t.value for t in trials] == [float(n) for n in range(30)]
-        assert all(len(t.params) == 6 and len(t.intermediate_values) == 2 for t in trials)
+        assert all(len(t.params) == 6 and len(t.intermediate_values) == 1 for t in trials)
     count = sa.text("SELECT study, count(*) FROM ucd_step GROUP BY study")
     steps = database.read(lambda c: {row[0]: row[1] for row in c.execute(count)})
     assert steps == dict.fromkeys(names, 30)

@@ -148,17 +148,17 @@ class Database:
             raise self.patience.failure(error) from None
 
     def read(self, work: Callable[[sa.Connection], T]) -> T:
-        """What `work` reads in one transaction, which is repeated while the database is away."""
-        return self.patience.keep_trying(lambda: self._transact(work, "BEGIN"))
+        """What `work` reads; it is repeated while the database is away."""
+        return self.patience.keep_trying(lambda: self._transact(work))
 
     def write(self, work: Callable[[sa.Connection], T]) -> T:
-        """What `work` returns.  It may run again though its first run was committed."""
-        return self.patience.keep_trying(lambda: self._transact(work, "BEGIN IMMEDIATE"))
+        """What `work` returns, from one transaction.  It may run again though it was committed."""
+        return self.patience.keep_trying(lambda: self._transact(work, alone=self.is_sqlite))
 
-    def _transact(self, work: Callable[[sa.Connection], T], begin: str) -> T:
+    def _transact(self, work: Callable[[sa.Connection], T], *, alone: bool = False) -> T:
         with self.engine.connect() as connection:
-            if self.is_sqlite:
-                connection.exec_driver_sql(begin)
+            if alone:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
             result = work(connection)
             connection.commit()
         return result

@@ -75,13 +75,13 @@ class Rows:
         self._count = sa.select(sa.func.count()).where(
             TRIALS.c.study_id == sa.bindparam("of_study")
         )
-        self._news = sa.select(TRIALS).where(
-            TRIALS.c.study_id == sa.bindparam("of_study"),
-            sa.or_(
-                TRIALS.c.trial_id > sa.bindparam("after"),
-                TRIALS.c.trial_id.in_(sa.bindparam("ids", expanding=True)),
-            ),
-        )
+        self._insert = sa.insert(TRIALS)
+        self._update = sa.update(TRIALS).where(TRIALS.c.trial_id == sa.bindparam("of_trial"))
+        of_study = TRIALS.c.study_id == sa.bindparam("of_study")
+        above = TRIALS.c.trial_id > sa.bindparam("after")
+        chosen = TRIALS.c.trial_id.in_(sa.bindparam("ids", expanding=True))
+        self._any_above = sa.select(TRIALS.c.trial_id).where(of_study, above).limit(1)
+        self._above_or_chosen = sa.select(TRIALS).where(of_study, above | chosen)
 
     # Writes.
 
@@ -161,7 +161,7 @@ class Rows:
         }
         if reserved:
             row["trial_id"] = reserved[0]
-        done = connection.execute(sa.insert(TRIALS), row)
+        done = connection.execute(self._insert, row)
         trial_id: int = reserved[0] if reserved else done.lastrowid
         self.write(connection, self.everything(trial_id, trial))
         return trial_id, number
@@ -184,12 +184,12 @@ class Rows:
     ) -> None:
         """Sets state, values and the time, in UTC, that belongs to the state."""
         self.write(connection, [self.value(trial_id, i, v) for i, v in enumerate(values or ())])
-        row: dict[str, Any] = {"state": state}
+        row: dict[str, Any] = {"of_trial": trial_id, "state": state}
         if state == TrialState.RUNNING:
             row["datetime_start"] = stamp
         if state.is_finished():
             row["datetime_complete"] = stamp
-        connection.execute(sa.update(TRIALS).where(TRIALS.c.trial_id == trial_id), row)
+        connection.execute(self._update, row)
 
     # Reads.
 
@@ -202,11 +202,13 @@ class Rows:
         self, connection: sa.Connection, study_id: int, after: int, ids: Sequence[int]
     ) -> list[FrozenTrial]:
         """The trials with an id above `after` or one of `ids`, by id."""
-        chosen = {"of_study": study_id, "after": after, "ids": ids}
-        rows = connection.execute(self._news.order_by(TRIALS.c.trial_id), chosen).all()
-        if not rows:
+        chosen: dict[str, Any] = {"of_study": study_id, "after": after}
+        if not ids and connection.execute(self._any_above, chosen).first() is None:
             return []
-        within = self._news.with_only_columns(TRIALS.c.trial_id).scalar_subquery()
+        chosen["ids"] = ids
+        query = self._above_or_chosen
+        rows = connection.execute(query.order_by(TRIALS.c.trial_id), chosen).all()
+        within = query.with_only_columns(TRIALS.c.trial_id).scalar_subquery()
 
         def of(table: sa.Table) -> dict[int, list[sa.Row[Any]]]:
             found: dict[int, list[sa.Row[Any]]] = defaultdict(list)
