@@ -1,4 +1,4 @@
-"""Does a study survive?  Kills its driver at random moments, or stops many trials, and looks at what is left.
+"""Does a study survive?  Kills its driver at random moments, or stops many trials, and looks what is left.
 
     python benchmarks/faults.py kills --count 20
     python benchmarks/faults.py stops --count 100 [--per-trial]
@@ -40,6 +40,7 @@ TINY = {
     "optim.lr_base": 0.05,
     "eval.max_images": 8,
 }
+OF_THE_CLUSTER = ("DashboardAgent", "RuntimeEnvAgent", "_AutoscalingCoordinatorActor")  # one each
 console = Console()
 
 
@@ -143,6 +144,22 @@ def differing(whole: list[dict[str, Any]], after: list[dict[str, Any]]) -> int:
     return sum(a != b for a, b in pairs) + abs(len(whole) - len(after))
 
 
+def children() -> list[psutil.Process]:
+    """All processes below this one."""
+    return psutil.Process().children(recursive=True)
+
+
+def busy(process: psutil.Process) -> str | None:
+    """The name of a Ray worker that is no idle one of the pool."""
+    try:
+        name = "".join(process.cmdline()[:1])
+    except psutil.Error:
+        return None
+    if not name.startswith("ray::") or name.startswith("ray::IDLE"):
+        return None
+    return None if any(word in name for word in OF_THE_CLUSTER) else name
+
+
 def stops(count: int, per_trial: bool) -> None:
     """Stops `count` trials early and counts what is left 30 s after the study."""
     import ray
@@ -152,7 +169,7 @@ def stops(count: int, per_trial: bool) -> None:
 
     folder = Path(tempfile.mkdtemp(prefix="ucd-"))
     with local_head(folder) as (address, _):
-        head = {p.pid for p in psutil.Process().children(recursive=True)}
+        head = {process.pid for process in children()}
         before = set(os.listdir(tempfile.gettempdir()))
         options = ["--trials", str(count), "--pruner", "threshold:lower=1000,warmup=0"]
         options += ["--trials-per-run", "1"] if per_trial else []
@@ -167,11 +184,7 @@ def stops(count: int, per_trial: bool) -> None:
         total = ray.cluster_resources()["CPU"]
         ray.shutdown()
         left = [
-            process
-            for process in psutil.Process().children(recursive=True)
-            if process.pid not in head
-            and "ray::" in "".join(process.cmdline()[:1])
-            and "IDLE" not in "".join(process.cmdline()[:1])
+            name for process in children() if process.pid not in head and (name := busy(process))
         ]
         files = sorted(set(os.listdir(tempfile.gettempdir())) - before)
         runs = [p for p in (folder / "home" / "runs").rglob("*") if p.is_file()]
@@ -180,7 +193,7 @@ def stops(count: int, per_trial: bool) -> None:
     table.add_column("what")
     table.add_column("left", justify="right")
     table.add_row("states", ", ".join(f"{n} {state}" for state, n in states.items()))
-    table.add_row("processes of trials", str([" ".join(p.cmdline())[:40] for p in left] or 0))
+    table.add_row("processes of trials", ", ".join(left) or "0")
     table.add_row("placement groups", str(len(groups)))
     table.add_row("CPUs not free", f"{total - free:g}")
     table.add_row("files in the temporary directory", str(files or 0))
