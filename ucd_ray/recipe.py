@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 TOP_KEYS = ("scenario", "setting", "method", "seed")
 
 # What only the training of step 0 reads, and what builds and scores a network that was trained elsewhere.
+ABSENT_IF_NULL = ("data.micro_batch_new",)  # newer than keys that are stored without it
 TRAINS_BASE = ("optim.lr_base", "optim.epochs_base", "optim.iterations_base", "terms.0")
 BUILDS_BASE = ("model.backbone", "model.width", "model.output_stride")
 SCORES_BASE = ("setting", "seed", "data.holdout")  # which images
@@ -175,8 +176,10 @@ class Recipe(Config):
         for name in SECTIONS:
             section = getattr(self, name)
             for field, value in section.model_dump(mode="json").items():
-                if NEVER < section.acts_from(field) <= step:
-                    values[f"{name}.{field}"] = value
+                key = f"{name}.{field}"
+                absent = value is None and key in ABSENT_IF_NULL
+                if NEVER < section.acts_from(field) <= step and not absent:
+                    values[key] = value
         for stage in range(min(step, 1) + 1):
             values[f"terms.{stage}"] = {
                 type(term).__name__: term.model_dump(mode="json") for term in self.terms_at(stage)

@@ -30,6 +30,7 @@ def test_a_trial_out_of_memory_gets_half_the_micro_batch_and_the_same_total(
     first, last = jobs[0], jobs[-1]
     assert first.step_key(0, precision="float32") == last.step_key(0, precision="float32")
     assert first.step_key(1, precision="float32") != last.step_key(1, precision="float32")
+    assert "data.micro_batch_new" not in first.step_key(1, precision="float32")["recipe"]
 
 
 def test_failures_carry_their_code() -> None:
