@@ -16,6 +16,9 @@ USER = "ucd"
 PASSWORD = "s3cret/Zebra%Quagga@42"  # found by grep wherever it goes, and needs quoting in a URL
 INITDB = ("--auth=scram-sha-256", "--encoding=UTF8", "--locale=C")
 
+# Ends the server with its test run, however that ends: then nobody holds the other end of the pipe.
+GUARD = 'read _; "$1"/pg_ctl -D "$2"/data stop -m immediate >/dev/null 2>&1; rm -rf "$2"'
+
 
 def binaries() -> Path | None:
     """Where initdb and postgres are: on PATH, or where Debian has them."""
@@ -40,6 +43,12 @@ class PostgresServer:
             user = next(u for u in pwd.getpwall() if u.pw_name in ("postgres", "nobody"))
             os.chown(self.folder, user.pw_uid, user.pw_gid)
             self._as = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+        self._guard = subprocess.Popen(
+            ["sh", "-c", GUARD, "guard", str(self.bin), str(self.folder)],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+            **self._as,  # type: ignore[call-overload]
+        )
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
@@ -72,9 +81,9 @@ class PostgresServer:
 
     def close(self) -> None:
         """Stops it and removes its files."""
-        if (self.folder / "data" / "postmaster.pid").exists():
-            self.crash()
-        shutil.rmtree(self.folder)
+        assert self._guard.stdin is not None
+        self._guard.stdin.close()
+        self._guard.wait()
 
     def url(self, database: str, *, user: str = USER, password: str | None = PASSWORD) -> str:
         """The URL of one of its databases."""

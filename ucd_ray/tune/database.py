@@ -74,7 +74,7 @@ class Database:
         self.patience = Patience(self.shown)
         try:
             self.url = with_password(sa.make_url(text))
-            self.engine = self.new_engine(self.url)
+            self.engine = self._new_engine()
             self._arguments = self.engine.dialect.create_connect_args(self.url)
         except ImportError as error:
             raise StudyError(
@@ -113,13 +113,14 @@ class Database:
         """Whether this is a file of SQLite."""
         return self.engine.dialect.name == "sqlite"
 
-    def new_engine(self, url: sa.URL, **options: Any) -> sa.Engine:
-        """An engine whose connections are this database's, waited for if need be."""
-        if url.get_backend_name() == "postgresql":
-            options["pool_pre_ping"] = True  # a stale connection is renewed before it is used
-        elif url.get_backend_name() != "sqlite":
+    def _new_engine(self) -> sa.Engine:
+        kind = self.url.get_backend_name()
+        if kind not in ("sqlite", "postgresql"):
             raise ArgumentError("studies are stored in SQLite or PostgreSQL")
-        return sa.create_engine(url, creator=self.connect, **options)
+        if kind == "sqlite" and self.url.database in (None, "", ":memory:"):
+            raise ArgumentError("it has no file: sqlite:////path/studies.db has one")
+        # A stale connection to a server is renewed before it is used.
+        return sa.create_engine(self.url, creator=self.connect, pool_pre_ping=kind == "postgresql")
 
     def connect(self) -> Any:
         """A new connection of the driver."""
