@@ -40,8 +40,9 @@ if TYPE_CHECKING:
 
 TOP_KEYS = ("scenario", "setting", "method", "seed")
 
-# What only the training of step 0 reads, and what builds and scores a network that was trained elsewhere.
 ABSENT_IF_NULL = ("data.micro_batch_new",)  # newer than keys that are stored without it
+
+# What only the training of step 0 reads, and what builds and scores a network that was trained elsewhere.
 TRAINS_BASE = ("optim.lr_base", "optim.epochs_base", "optim.iterations_base", "terms.0")
 BUILDS_BASE = ("model.backbone", "model.width", "model.output_stride")
 SCORES_BASE = ("setting", "seed", "data.holdout")  # which images

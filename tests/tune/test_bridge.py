@@ -17,6 +17,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from tests.conftest import TINY, MakeJob
 from tests.tune.test_database import step_report
+from ucd_ray.errors import StudyError
 from ucd_ray.job import Job
 from ucd_ray.tune import bridge
 from ucd_ray.tune.bridge import (
@@ -570,6 +571,15 @@ def test_a_study_that_ends_gives_its_waiting_trial_back(pair: Pair, floor: Floor
     floor.mode = "drain"
     assert searcher.suggest("b") is None
     assert searcher.suggest("c") == BookSearcher.FINISHED
+    assert trial_of(searcher.book, 0).state == TrialState.RUNNING, "the next driver adopts it"
+
+
+def test_storage_that_fails_ends_the_study_and_leaves_the_trial_open(pair: Pair) -> None:
+    searcher, _ = pair
+    searcher.suggest("a")
+    failed = {"kind": "failed", "code": "STORAGE", "reason": "cannot write 'x': No space left"}
+    with pytest.raises(StudyError, match="trial 0 cannot go on: cannot write 'x': No space left"):
+        tell(pair, "a", failed)
     assert trial_of(searcher.book, 0).state == TrialState.RUNNING, "the next driver adopts it"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.conftest import MakeJob
-from ucd_ray.errors import ConfigError, TrainingDiverged
+from ucd_ray.errors import CheckpointError, ConfigError, TrainingDiverged
 from ucd_ray.tune.executors import Gang, trial_jobs
 from ucd_ray.tune.gangs import agreed, failure
 
@@ -36,6 +36,7 @@ def test_a_trial_out_of_memory_gets_half_the_micro_batch_and_the_same_total(
 def test_failures_carry_their_code() -> None:
     assert failure(TrainingDiverged("kd became nan"))["code"] == "NAN"
     assert failure(ConfigError("no"))["code"] == "USER_ERROR"
+    assert failure(CheckpointError("cannot write 'x': No space left"))["code"] == "STORAGE"
     assert failure(OSError("disk"))["reason"] == "OSError: disk"
     assert "OSError: disk" in failure(OSError("disk"))["traceback"]
 

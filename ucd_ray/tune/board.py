@@ -16,6 +16,7 @@ TRIES = 3  # of one trial whose workers were lost; each costs at most one epoch
 
 GO, STOP, PAUSE = "go", "stop", "pause"  # on; end here; save, then end here
 ENDS = ("done", "failed", "stopped")  # kinds of report that are a trial's last
+STORAGE = "STORAGE"  # code of a failure that is not the trial's: disk full, a damaged entry
 CLOSE = "close"  # what a gang that shall end takes instead of a trial
 
 

@@ -18,7 +18,8 @@ from ray.tune import Callback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from ucd_ray.errors import UcdRayError
+from ucd_ray.errors import StudyError, UcdRayError
+from ucd_ray.tune.board import STORAGE
 from ucd_ray.tune.database import Database
 from ucd_ray.tune.dispatch import Dispatcher
 from ucd_ray.tune.executors import trial_jobs, unpack
@@ -148,6 +149,8 @@ class TrialBook:
             trial.set_user_attr("last_step", report["step"])
         elif kind == "done":
             self.values[number] = report["value"]
+        elif kind == "failed" and report["code"] == STORAGE:  # the next driver adopts the trial
+            raise StudyError(f"trial {number} cannot go on: {report['reason']}")
         elif kind == "failed":
             self.reasons[number] = (report["code"], report["reason"])
             if "traceback" in report:

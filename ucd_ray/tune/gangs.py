@@ -16,9 +16,9 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ucd_ray.errors import TrainingDiverged, UcdRayError
+from ucd_ray.errors import CheckpointError, TrainingDiverged, UcdRayError
 from ucd_ray.job import Job
-from ucd_ray.tune.board import GO, PAUSE
+from ucd_ray.tune.board import GO, PAUSE, STORAGE
 
 if TYPE_CHECKING:
     from ucd_ray.learner import Ranks
@@ -26,6 +26,13 @@ if TYPE_CHECKING:
 POLL_S = 5.0  # between looks of idle ranks at the board: no collective waits longer
 TRIAL_TIMEOUT_S = 1800.0  # of a trial's collectives: rank 0 may save, score or wait meanwhile
 CONTROL_TIMEOUT_S = 300.0  # of the control group: ends the wait for a rank that hangs
+
+
+CODES = (  # of errors, the first that fits
+    (TrainingDiverged, "NAN"),
+    (CheckpointError, STORAGE),
+    (UcdRayError, "USER_ERROR"),
+)
 
 
 class GangBroken(RuntimeError):  # noqa: N818
@@ -220,8 +227,7 @@ def failure(error: Exception, *, code: str | None = None) -> dict[str, Any]:
     everywhere: all ranks raise it alike; own: it is this rank's, not the echo of another's
     """
     if code is None:
-        code = "NAN" if isinstance(error, TrainingDiverged) else "ERROR"
-        code = "USER_ERROR" if isinstance(error, UcdRayError) and code != "NAN" else code
+        code = next((name for kind, name in CODES if isinstance(error, kind)), "ERROR")
     known = isinstance(error, UcdRayError)
     lines = str(error).strip().splitlines() or [""]
     return {

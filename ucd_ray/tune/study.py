@@ -83,6 +83,7 @@ def run_study(
         book = _open_book(spec, database)
         if book.finished() < book.wanted or book.adopted:
             with Progress(spec, console, finished=book.states(), best=book.best()) as progress:
+                database.on_wait = progress.note
                 _drive(spec, job, book, where, address, progress)
     return trials_table(database, spec.name)
 
