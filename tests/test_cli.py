@@ -18,7 +18,7 @@ from tests.conftest import TINY
 from tests.tune.test_bridge import open_book, run_trial, spec_of
 from tests.tune.test_results import ABOUT
 from ucd_ray import cli
-from ucd_ray.cli import parse_value
+from ucd_ray.cli.shared import parse_value, read_values
 from ucd_ray.data.prepare import Prepared
 from ucd_ray.errors import ConfigError
 from ucd_ray.tune.database import Database
@@ -271,9 +271,9 @@ def test_a_value_is_read_as_yaml_and_numbers_with_exponents(text: str, value: An
 
 
 def test_a_value_may_hold_an_equals_sign() -> None:
-    assert cli._overrides(["data.source=/a=b"]) == {"data.source": "/a=b"}
+    assert read_values(["data.source=/a=b"]) == {"data.source": "/a=b"}
     with pytest.raises(ConfigError, match="must be KEY=VALUE"):
-        cli._overrides(["=1"])
+        read_values(["=1"])
 
 
 # What commands show.

@@ -34,7 +34,14 @@ def step(number: int, value: float) -> dict[str, Any]:
     means |= {"forgetting": 3.0, "miou_old": float("nan") if number == 0 else value - 1}
     images = {"means": means, "iou": {"0": value}, "forgetting": {}}
     counts = {"cached": number == 0, "seconds": 2.0, "images": 9, "iterations": 4}
-    return {"kind": "step", "step": number, **counts, "select": images, "val": images}
+    return {
+        "kind": "step",
+        "step": number,
+        **counts,
+        "select": images,
+        "val": images,
+        "entries": [],
+    }
 
 
 @pytest.fixture
@@ -75,7 +82,8 @@ def test_a_row_holds_params_state_mious_and_reason(table: pa.Table) -> None:
     assert (failed["state"], failed["code"]) == ("FAILED", "NAN")
     assert failed["reason"] == "loss term 'kd' became nan"
     assert failed["step1_miou_all"] is None
-    assert (running["state"], running["value"]) == ("RUNNING", None)
+    assert (running["state"], running["value"]) == ("WAITING", None)
+    assert (running["code"], "next start" in running["reason"]) == ("NO_DRIVER", True)
 
 
 def test_columns_come_in_a_fixed_order(table: pa.Table) -> None:
@@ -196,6 +204,23 @@ def test_states_are_shown_in_our_words() -> None:
     assert [shown_state(name) for name in names] == [
         *("COMPLETE", "PRUNED", "RUNNING", "FAILED", "QUEUED"),
     ]
+    assert shown_state("FAIL", {"code": "OUT_OF_MEMORY"}) == "INFEASIBLE"
+    assert shown_state("FAIL", {"code": "STOPPED_BY_USER"}) == "CANCELLED"
+    assert shown_state("FAIL", {"code": "NAN"}) == "FAILED"
+    assert shown_state("RUNNING", {"waiting": "needs 4 GPUs, 2 free"}) == "WAITING"
+    assert shown_state("RUNNING", {"waiting": None}) == "RUNNING"
+    assert shown_state("COMPLETE", {"waiting": "of earlier"}) == "COMPLETE"
+
+
+def test_an_open_trial_is_running_while_its_study_has_a_driver(tmp_path: Path) -> None:
+    book = open_book(tmp_path)
+    book.database.save_spec("study", book.spec.model_dump_json(), ABOUT)
+    book.database.claim("study")
+    book.next_trial()
+    assert trials_table(book.database, "study")["state"].to_pylist() == ["RUNNING"]
+    book.say_waiting(0, "needs 4 CPUs, 2 free")
+    row = trials_table(book.database, "study").to_pylist()[0]
+    assert (row["state"], row["reason"]) == ("WAITING", "needs 4 CPUs, 2 free")
 
 
 def test_a_pruned_trial_has_no_value_and_stands_below_the_complete_ones(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from ucd_ray.tune.database import Database, is_driven
-from ucd_ray.tune.tables import command_table, event_table, study_table
+from ucd_ray.tune.tables import command_table, study_table
 
 PAUSE, RESUME, STOP, CANCEL = "pause", "resume", "stop", "cancel"
 HOWS = ("drain", "checkpoint", "kill")  # of stop
@@ -64,6 +64,17 @@ def outcome(database: Database, command: int) -> str | None:
     return row.outcome if row else None
 
 
+def settle(database: Database, study: str) -> None:
+    """For a driver that starts: what an earlier one left is not meant for it, and only marked as over.
+
+    Pause and resume keep their effect: see `is_paused`.
+    """
+    where = (command_table.c.study == study) & command_table.c.done.is_(None)
+    values = {"done": time.time(), "outcome": "its driver had ended"}
+    with database.errors(), database.engine.begin() as connection:
+        connection.execute(command_table.update().where(where).values(**values))
+
+
 def is_paused(database: Database, study: str) -> bool:
     """Whether the last of all pause and resume commands is a pause."""
     where = (command_table.c.study == study) & command_table.c.kind.in_((PAUSE, RESUME))
@@ -79,22 +90,3 @@ def driven(database: Database, study: str) -> bool:
     with database.errors(), database.engine.connect() as connection:
         row = connection.execute(query.where(study_table.c.name == study)).first()
     return row is not None and is_driven(row.driver, row.heartbeat)
-
-
-def record(database: Database, study: str, number: int | None, kind: str, text: str) -> None:
-    """Adds a line to the log of a study."""
-    row = {"study": study, "number": number, "time": time.time(), "kind": kind, "text": text}
-    with database.errors(), database.engine.begin() as connection:
-        connection.execute(event_table.insert(), row)
-
-
-def events(
-    database: Database, study: str, *, number: int | None = None, after: int = 0
-) -> list[sa.Row[Any]]:
-    """Lines of the log with ids above `after`, of one trial or of all."""
-    where = (event_table.c.study == study) & (event_table.c.id > after)
-    if number is not None:
-        where &= event_table.c.number == number
-    query = sa.select(event_table).where(where).order_by(event_table.c.id)
-    with database.errors(), database.engine.connect() as connection:
-        return list(connection.execute(query))

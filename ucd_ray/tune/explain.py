@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import json
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from ucd_ray.config import NEVER, SECTIONS, Config
 from ucd_ray.recipe import Recipe
+from ucd_ray.tune import commands
+from ucd_ray.tune.cache import show_size
 from ucd_ray.tune.database import Database, is_driven
-from ucd_ray.tune.progress import short
+from ucd_ray.tune.ledger import ledger_view
+from ucd_ray.tune.progress import short, show_params
 from ucd_ray.tune.space import Parameter, StudySpec
+
+if TYPE_CHECKING:
+    from ucd_ray.tune.overview import Budget, OpenTrial, Overview
 
 
 def config_table(spec: StudySpec, *, explain: bool) -> Table:
@@ -83,7 +91,67 @@ def studies_table(database: Database) -> Table:
             about["setting"],
             f"{done} of {spec['trials']}",
             f"{best.value:.2f} (trial {best.number})" if best and best.value is not None else "",
-            "running" if is_driven(row.driver, row.heartbeat) else "",
+            _driver(row, paused=commands.is_paused(database, row.name)),
             started,
         )
+    return table
+
+
+def _driver(row: Any, *, paused: bool) -> str:
+    running = is_driven(row.driver, row.heartbeat)
+    return "paused" if paused else "running" if running else ""
+
+
+def overview_view(found: Overview) -> RenderableType:
+    """Where a study stands, for a terminal."""
+    about = found.about
+    lines = [
+        f"study {found.name}: {_state_line(found)}",
+        f"{about.get('scenario')}, {about.get('setting')}, method {about.get('method')}; maximises "
+        f"{about.get('objective')} on {about.get('select_on')}",
+        "trials: " + ("  ".join(f"{s} {n}" for s, n in sorted(found.states.items())) or "none yet"),
+        f"best: {found.best[0]:.2f} (trial {found.best[1]})"
+        if found.best
+        else "best: no result yet",
+        "budgets: " + ", ".join(_budget_line(budget) for budget in found.budgets),
+        f"disk: {_size(found.checkpoint_bytes)} checkpoints of open trials, "
+        f"{_size(found.step_bytes)} in the step cache by its trials",
+        *([f"base step: {found.base.removeprefix('base step ')}"] if found.base else []),
+        *([f"last: {found.said}"] if found.said else []),
+    ]
+    text = Text("\n".join(lines))
+    tables = [_open_table(found.open)] if found.open else []
+    return Group(text, *tables, *([ledger_view(found.ledger)] if found.ledger else []))
+
+
+def _state_line(found: Overview) -> str:
+    driver = found.driver
+    if driver is None:
+        return found.state if found.state != "paused" else "paused; nothing runs it"
+    since = time.strftime("%Y-%m-%d %H:%M", time.localtime(driver.started))
+    return f"{found.state}; driven by {driver} since {since}"
+
+
+def _budget_line(budget: Budget) -> str:
+    used = short(round(budget.used, 3))
+    return (
+        f"{used} of {short(budget.limit)} {budget.name}"
+        if budget.limit
+        else f"{used} {budget.name}"
+    )
+
+
+def _size(size: int | None) -> str:
+    return "unknown" if size is None else show_size(size)
+
+
+def _open_table(trials: list[OpenTrial]) -> Table:
+    table = Table(title="open trials")
+    for column in ("trial", "state", "progress", "params"):
+        table.add_column(column, overflow="fold")
+    for trial in trials:
+        lost = f"lost its workers {trial.lost} time(s)" if trial.lost else None
+        said = (trial.reason, trial.said, lost)
+        progress = "\n".join(part for part in said if part)
+        table.add_row(str(trial.number), trial.state, progress, show_params(trial.params))
     return table

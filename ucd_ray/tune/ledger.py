@@ -119,21 +119,17 @@ def held(spent: dict[str, Spent]) -> Spent:
     return sum((spent.get(kind, Spent()) for kind in KINDS if kind != "saved"), Spent())
 
 
-def ledger_table_of(database: Database, study: str) -> Table:
-    """The ledger for a terminal: hours and shares by kind."""
-    spent = totals(database, study)
-    on_gpus = any(value.gpu for value in spent.values())
-    unit = "GPU" if on_gpus else "CPU"
+def ledger_view(spent: dict[str, Spent]) -> Table:
+    """What a study's workers were held for: seconds and shares by kind."""
     whole = held(spent)
-    all_held = whole.gpu if on_gpus else whole.cpu
-    table = Table(title=f"ledger of study {study}", caption=f"{unit} seconds held by its gangs")
-    table.add_column("kind")
-    table.add_column(f"{unit} s", justify="right")
-    table.add_column("share", justify="right")
+    on_gpus = whole.gpu > 0
+    table = Table(title="ledger", caption="seconds that its workers held, all of them together")
+    for column in ("kind", "GPU s" if on_gpus else "CPU s", "share"):
+        table.add_column(column, justify="left" if column == "kind" else "right")
     for kind in KINDS:
         value = spent.get(kind, Spent())
-        seconds = value.gpu if on_gpus else value.cpu
-        share = f"{100 * seconds / all_held:.0f} %" if all_held and kind != "saved" else ""
+        seconds, total = (value.gpu, whole.gpu) if on_gpus else (value.cpu, whole.cpu)
+        share = f"{100 * seconds / total:.0f} %" if total and kind != "saved" else ""
         table.add_row(kind, f"{seconds:.1f}", share)
     return table
 

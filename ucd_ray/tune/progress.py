@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from collections import Counter
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -11,11 +14,17 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from ucd_ray.tune.events import STUDY_KIND, EventLog
 from ucd_ray.tune.space import StudySpec
+
+OWN_STATES = {"OUT_OF_MEMORY": "INFEASIBLE", "STOPPED_BY_USER": "CANCELLED"}  # by reason code
 
 
 class Progress:
-    """Follows the events of a study.  On a terminal the last lines are kept up to date."""
+    """Follows the events of a study.  On a terminal the last lines are kept up to date.
+
+    log: gets every line, for `ucd-ray study logs`
+    """
 
     def __init__(
         self,
@@ -24,9 +33,13 @@ class Progress:
         *,
         finished: Counter[str],
         best: tuple[float, int] | None = None,
+        log: EventLog | None = None,
     ) -> None:
-        self.spec, self.console = spec, console
-        self.states = finished  # trials by Optuna's state
+        self.spec, self.console, self.log = spec, console, log
+        self._of: tuple[str, int | None] = (STUDY_KIND, None)  # kind and trial of what is said now
+        self.states: Counter[str] = Counter()  # trials by our words
+        for state, count in finished.items():
+            self.states[shown_state(state)] += count
         self.best = best  # value and number
         self.running: dict[str, str] = {}
         self.waiting = ""
@@ -35,6 +48,7 @@ class Progress:
         self.live = Live(get_renderable=self._render, console=console, refresh_per_second=2)
 
     def __enter__(self) -> Self:
+        self._record(f"driven by process {os.getpid()} on {socket.gethostname()}")
         if self.console.is_terminal:
             self.live.start()
         return self
@@ -47,10 +61,22 @@ class Progress:
     ) -> None:
         if self.live.is_started:
             self.live.stop()
+        self._record(_ending(kind, error))
+        if self.log is not None:
+            self.log.close()
 
     def say(self, line: str) -> None:
         """Prints one line above the state."""
+        self._record(line)
+        self._print(line)
+
+    def _print(self, line: str) -> None:
         self.console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+    def _record(self, line: str) -> None:
+        if self.log is not None:
+            kind, number = self._of
+            self.log.add(line, kind=kind, number=number)
 
     def note(self, line: str) -> None:
         """Says something about the study as a whole."""
@@ -58,15 +84,19 @@ class Progress:
 
     def wait_for(self, what: str) -> None:
         """Says what the study waits for now; empty: nothing."""
-        if what and what != self.waiting and not self.live.is_started:
-            self.say(what)
+        if what and what != self.waiting:
+            self._record(what)
+            if not self.live.is_started:
+                self._print(what)
         self.waiting = what
 
     def event(self, kind: str, who: str, report: dict[str, Any]) -> None:
         """One event of a run; `who` is `base step` or `trial 3`."""
         handler = getattr(self, f"_on_{kind}", None)
         if handler is not None:
+            self._of = kind, _number(who)
             handler(who, report)
+            self._of = STUDY_KIND, None
 
     def _on_started(self, who: str, params: dict[str, Any]) -> None:
         self.running[who] = "waits for its workers"
@@ -123,17 +153,15 @@ class Progress:
     def _on_finished(self, who: str, report: dict[str, Any]) -> None:
         self.running.pop(who, None)
         state, value = report["state"], report["value"]
-        self.states[state] += 1
+        self.states[shown_state(state, report)] += 1
         if state == "COMPLETE" and (self.best is None or value > self.best[0]):
             self.best = (value, int(who.split()[-1]))
         shown = f"{self.spec.objective} {value:.2f}" if state == "COMPLETE" else report["reason"]
-        self.say(f"{who} {shown_state(state)}: {shown}")
+        self.say(f"{who} {shown_state(state, report)}: {shown}")
 
     def _render(self) -> RenderableType:
         lines = [Text(f"{who}  {state}") for who, state in self.running.items()]
-        counts = "  ".join(
-            f"{shown_state(state)} {count}" for state, count in sorted(self.states.items())
-        )
+        counts = "  ".join(f"{state} {count}" for state, count in sorted(self.states.items()))
         best = f"best {self.best[0]:.2f} (trial {self.best[1]})" if self.best else "no result yet"
         done = sum(self.states.values())
         head = f"study {self.spec.name}: {done} of {self.spec.trials} trials  {counts}  {best}"
@@ -170,6 +198,24 @@ def short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def shown_state(state: str) -> str:
-    """Optuna's state in our words."""
-    return {"FAIL": "FAILED", "WAITING": "QUEUED"}.get(state, state)
+def shown_state(state: str, attributes: Mapping[str, Any] | None = None) -> str:
+    """Optuna's state in our words; attributes: the trial's, whose `code` and `waiting` tell more."""
+    known = attributes or {}
+    if state == "FAIL":
+        return OWN_STATES.get(str(known.get("code")), "FAILED")
+    if state == "RUNNING" and known.get("waiting"):
+        return "WAITING"
+    return "QUEUED" if state == "WAITING" else state
+
+
+def _number(who: str) -> int | None:
+    """The number of `trial 3`, None of the base step."""
+    number = who.rpartition(" ")[2]
+    return int(number) if number.isdigit() else None
+
+
+def _ending(kind: type[BaseException] | None, error: BaseException | None) -> str:
+    if kind is None:
+        return "its driver ends"
+    why = "interrupted" if kind is KeyboardInterrupt else str(error).strip() or kind.__name__
+    return f"its driver ends: {why}"

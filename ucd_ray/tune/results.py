@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -14,9 +14,13 @@ import sqlalchemy as sa
 from rich.table import Table
 
 from ucd_ray.errors import ConfigError, did_you_mean
+from ucd_ray.tune import commands
 from ucd_ray.tune.database import Database
 from ucd_ray.tune.progress import short, shown_state
 from ucd_ray.tune.tables import metric_table, step_table
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
 
 FORMATS = ("table", "csv", "json", "parquet", "arrow")
 STEP_METRICS = ("miou_old", "miou_new", "miou_all")
@@ -31,20 +35,40 @@ def trials_table(database: Database, name: str) -> pa.Table:
     `*_bg` where it is scored), `code reason`.  `value` is the objective on the images of
     `eval.select_on`, the metadata of the schema says which.  Raises StudyError.
     """
-    import optuna
-
     spec = database.stored_spec(name)
-    try:
-        study = optuna.load_study(study_name=name, storage=database.optuna_storage())
-        trials = study.get_trials(deepcopy=False)
-    except KeyError:  # registered, but its driver died before it asked for a trial
-        trials = []
+    trials, driven = stored_trials(database, name), commands.driven(database, name)
     measured = _measured(database, name)
     about = database.about(name)
     keys = sorted({key for trial in trials for key in trial.params} | set(spec["search"]))
-    rows = [_row(trial, keys, measured.get(trial.number, {}), about) for trial in trials]
+    rows = [_row(trial, keys, measured.get(trial.number, {}), about, driven) for trial in trials]
     metadata = {"study": name, **{k: str(v) for k, v in about.items()}}
     return _table(rows, _columns(keys, about), metadata)
+
+
+def stored_trials(database: Database, name: str) -> list[FrozenTrial]:
+    """The trials of a study by number; none if its driver died before it asked for one."""
+    import optuna
+
+    try:
+        study = optuna.load_study(study_name=name, storage=database.optuna_storage())
+    except KeyError:
+        return []
+    return study.get_trials(deepcopy=False)
+
+
+def state_of(trial: FrozenTrial, *, driven: bool) -> tuple[str, str | None, str | None]:
+    """A trial's state in our words, its reason code and the reason; driven: its study has a driver."""
+    attributes = trial.user_attrs
+    if trial.state.is_finished():
+        code, reason = attributes.get("code"), attributes.get("reason")
+        return shown_state(trial.state.name, attributes), code, reason
+    if trial.state.name == "RUNNING" and not driven:
+        return (
+            "WAITING",
+            "NO_DRIVER",
+            "nothing runs the study; its next start goes on with this trial",
+        )
+    return shown_state(trial.state.name, attributes), None, attributes.get("waiting")
 
 
 def _measured(database: Database, name: str) -> dict[int, dict[int, dict[str, float | None]]]:
@@ -77,16 +101,21 @@ def _columns(keys: list[str], about: dict[str, Any]) -> list[str]:
 
 
 def _row(
-    trial: Any, keys: list[str], steps: dict[int, dict[str, float | None]], about: dict[str, Any]
+    trial: FrozenTrial,
+    keys: list[str],
+    steps: dict[int, dict[str, float | None]],
+    about: dict[str, Any],
+    driven: bool,
 ) -> dict[str, Any]:
+    state, code, reason = state_of(trial, driven=driven)
     row: dict[str, Any] = {
         "number": trial.number,
-        "state": shown_state(trial.state.name),
+        "state": state,
         # Optuna keeps a pruned trial's last intermediate value: no result of a whole run.
         "value": trial.value if trial.state.name == "COMPLETE" else None,
         "seconds": trial.user_attrs.get("seconds"),
-        "code": trial.user_attrs.get("code"),
-        "reason": trial.user_attrs.get("reason"),
+        "code": code,
+        "reason": reason,
         **{key: trial.params.get(key) for key in keys},
     }
     for step, means in steps.items():

@@ -327,6 +327,14 @@ def build_spec(
         raise ConfigError(describe(error)) from None
 
 
+def changed(spec: StudySpec, settings: Mapping[str, Any]) -> StudySpec:
+    """A spec with other values in some of its fields.  Raises ConfigError."""
+    try:
+        return StudySpec.model_validate({**spec.model_dump(), **settings})
+    except ValidationError as error:
+        raise ConfigError(describe(error)) from None
+
+
 def default_name(recipe: Mapping[str, Any]) -> str:
     """scenario + setting + method."""
     scenario = recipe["scenario"]

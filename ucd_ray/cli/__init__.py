@@ -2,18 +2,51 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-import yaml
 from rich.console import Console
 from rich.table import Table
 
-from ucd_ray.errors import ConfigError, UcdRayError
+from ucd_ray.cli.shared import (
+    Address,
+    Base,
+    BaseClasses,
+    CpusPerWorker,
+    Data,
+    Deterministic,
+    ExecutorName,
+    GpusPerWorker,
+    KeepBest,
+    MaxConcurrent,
+    MaxGpuHours,
+    MaxHours,
+    Method,
+    OomRetries,
+    Patience,
+    SameFailures,
+    Scenario,
+    Seed,
+    SelectOn,
+    Set,
+    Setting,
+    SplitLists,
+    Terminator,
+    TrialsPerRun,
+    Triple,
+    Weights,
+    Workers,
+    console,
+    one_of,
+    read_values,
+    run_values,
+    show,
+    study_settings,
+)
+from ucd_ray.cli.study import study_app
+from ucd_ray.errors import UcdRayError
 
 app = typer.Typer(
     name="ucd-ray",
@@ -23,52 +56,12 @@ app = typer.Typer(
     add_completion=False,
 )
 data_app = typer.Typer(help="Prepare data sets.", no_args_is_help=True)
-study_app = typer.Typer(help="Look at studies and go on with them.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(study_app, name="study")
 cache_app = typer.Typer(help="Look at the step cache and make room in it.", no_args_is_help=True)
 app.add_typer(cache_app, name="cache")
 
 INTERRUPTED = 130  # what typer exits with after Ctrl-C
-WIDE = 200  # columns of a table that goes to a file or pipe
-console = Console(width=None if sys.stdout.isatty() else WIDE)
-
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="A recipe value, KEY=VALUE; may be repeated.", metavar="KEY=VALUE"),
-]
-Data = Annotated[
-    str | None, typer.Option(help="Directory of the data set, of a prepared one, or 'generated'.")
-]
-Weights = Annotated[
-    str | None, typer.Option(help="File of pretrained backbone weights, or 'pretrained'.")
-]
-Base = Annotated[
-    str | None,
-    typer.Option(help="File of your own trained network: step 0, which is then not trained."),
-]
-BaseClasses = Annotated[
-    str | None,
-    typer.Option(help="Its class names in channel order, background first: one a line, or YAML."),
-]
-Setting = Annotated[str | None, typer.Option(help="sequential, disjoint or overlapped.")]
-SelectOn = Annotated[
-    str | None, typer.Option(help="holdout (default), or val as the papers do: no hold-out.")
-]
-Method = Annotated[str | None, typer.Option(help="Method, such as mib+ucd.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of the run.")]
-SplitLists = Annotated[
-    str | None, typer.Option(help="Directory of published image lists, one file per step.")
-]
-Triple = Annotated[str | None, typer.Option(help="Three numbers, R,G,B, for pixels in 0..1.")]
-Scenario = Annotated[str, typer.Option(help="Such as voc-15-1 or ade-100-50, or a YAML file.")]
-Workers = Annotated[int, typer.Option(help="DDP training workers of one trial.", min=1)]
-Address = Annotated[
-    str | None, typer.Option(help="Ray cluster; default: RAY_ADDRESS or a local head.")
-]
-Deterministic = Annotated[
-    bool, typer.Option("--deterministic", help="Same seed, same numbers on the same machine.")
-]
 
 
 def main() -> None:
@@ -105,14 +98,21 @@ def tune(
     seed: Seed = None,
     values: Set = None,
     workers: Workers = 1,
-    cpus_per_worker: float = 1.0,
-    gpus_per_worker: Annotated[
-        float | None, typer.Option(help="Default: 1 if there are GPUs.")
-    ] = None,
-    max_concurrent: Annotated[int | None, typer.Option(help="Trials at a time.")] = None,
-    sampler: str = "tpe",
-    pruner: str = "median",
-    objective: str = "miou_all",
+    cpus_per_worker: CpusPerWorker = None,
+    gpus_per_worker: GpusPerWorker = None,
+    max_concurrent: MaxConcurrent = None,
+    sampler: Annotated[str, typer.Option(help="Who proposes params.")] = "tpe",
+    pruner: Annotated[str, typer.Option(help="Who stops weak trials.")] = "median",
+    objective: Annotated[str, typer.Option(help="What is maximised.")] = "miou_all",
+    max_hours: MaxHours = None,
+    max_gpu_hours: MaxGpuHours = None,
+    patience: Patience = None,
+    terminator: Terminator = None,
+    executor: ExecutorName = None,
+    trials_per_run: TrialsPerRun = None,
+    oom_retries: OomRetries = None,
+    keep_best: KeepBest = None,
+    same_failures: SameFailures = None,
     deterministic: Deterministic = False,
     address: Address = None,
     output: Annotated[str, typer.Option("--format", help="Of the final table.")] = "table",
@@ -122,9 +122,9 @@ def tune(
     from ucd_ray.tune.space import build_spec, space_of
     from ucd_ray.tune.study import run_study
 
-    _one_of("format", output, FORMATS)
+    one_of("format", output, FORMATS)
     found = space_of(scenario, space, generated=data == "generated")
-    overrides = _run_values(
+    overrides = run_values(
         values,
         data=data,
         weights=weights,
@@ -144,17 +144,28 @@ def tune(
         method=method,
         overrides=overrides,
         workers=workers,
-        cpus_per_worker=cpus_per_worker,
-        gpus_per_worker=gpus_per_worker,
-        max_concurrent=max_concurrent,
         sampler=sampler,
         pruner=pruner,
         objective=objective,
         seed=seed or 0,
-        **({"trials": trials} if trials is not None else {}),
+        **study_settings(
+            trials=trials,
+            cpus_per_worker=cpus_per_worker,
+            gpus_per_worker=gpus_per_worker,
+            max_concurrent=max_concurrent,
+            max_hours=max_hours,
+            max_gpu_hours=max_gpu_hours,
+            patience=patience,
+            terminator=terminator,
+            executor=executor,
+            trials_per_run=trials_per_run,
+            oom_retries=oom_retries,
+            keep_best=keep_best,
+            same_failures=same_failures,
+        ),
     )
     table = run_study(spec, address=address, console=console)
-    _show(table, spec.name, output, None)
+    show(table, spec.name, output, None)
 
 
 @app.command()
@@ -183,7 +194,7 @@ def train(
     from ucd_ray.tune.run import plan_table, result_table, run
     from ucd_ray.tune.space import build_spec, space_of
 
-    overrides = _run_values(
+    overrides = run_values(
         values,
         data=data,
         weights=weights,
@@ -238,7 +249,7 @@ def config(
     from ucd_ray.tune.explain import config_table
     from ucd_ray.tune.space import build_spec, space_for
 
-    spec = build_spec(space_for(scenario), method=method, overrides=_overrides(values))
+    spec = build_spec(space_for(scenario), method=method, overrides=read_values(values))
     console.print(config_table(spec, explain=explain))
 
 
@@ -258,8 +269,8 @@ def results(
     from ucd_ray.tune.places import places
     from ucd_ray.tune.results import FORMATS, trials_table
 
-    _one_of("format", output, FORMATS)
-    _show(trials_table(Database(places().database), study), study, output, out)
+    one_of("format", output, FORMATS)
+    show(trials_table(Database(places().database), study), study, output, out)
     if picture is not None:
         from ucd_ray.tune.picture import draw_best
 
@@ -283,31 +294,6 @@ def data_prepare(
         highlight=False,
         soft_wrap=True,
     )
-
-
-@study_app.command("list")
-def study_list() -> None:
-    """List all studies."""
-    from ucd_ray.tune.database import Database
-    from ucd_ray.tune.explain import studies_table
-    from ucd_ray.tune.places import places
-
-    console.print(studies_table(Database(places().database)))
-
-
-@study_app.command("run")
-def study_run(
-    name: Annotated[str, typer.Argument(help="Name of a study that was started before.")],
-    trials: Annotated[int | None, typer.Option(help="Trials in all.", min=1)] = None,
-    address: Address = None,
-) -> None:
-    """Go on with a study under its stored spec."""
-    from ucd_ray.tune.study import run_study, stored_spec
-
-    spec = stored_spec(name)
-    if trials is not None:
-        spec = spec.model_validate({**spec.model_dump(), "trials": trials})
-    _show(run_study(spec, address=address, console=console), name, "table", None)
 
 
 @cache_app.command("list")
@@ -343,108 +329,3 @@ def cache_prune(
     from ucd_ray.tune.cache import open_steps, prune
 
     prune(open_steps(), console, limit=limit, older_than=older_than, dry_run=dry_run)
-
-
-def _show(table: Any, name: str, output: str, out: Path | None) -> None:
-    from ucd_ray.tune.results import encode, render, write
-
-    if output == "table":
-        shown = render(table, f"study {name}")
-        if out is None:
-            console.print(shown)
-            return
-        text = io.StringIO()
-        Console(width=WIDE, file=text).print(shown)
-        write(text.getvalue().encode(), out)
-        return
-    content = encode(table, output)
-    if out is not None:
-        write(content, out)
-    else:
-        sys.stdout.buffer.write(content)
-        sys.stdout.buffer.flush()
-
-
-def _run_values(
-    values: list[str] | None,
-    *,
-    data: str | None,
-    weights: str | None,
-    weights_mean: str | None,
-    weights_std: str | None,
-    base: str | None,
-    base_classes: str | None,
-    setting: str | None,
-    select_on: str | None,
-    split_lists: str | None,
-    seed: int | None,
-    deterministic: bool,
-) -> dict[str, Any]:
-    """Flat values of the options that every training command has, and of its --set options."""
-    options = {
-        "data.source": _path(data),
-        "model.weights": _path(weights),
-        "model.weights_mean": _triple("--weights-mean", weights_mean),
-        "model.weights_std": _triple("--weights-std", weights_std),
-        "model.base": _path(base),
-        "model.base_classes": _path(base_classes),
-        "setting": setting,
-        "eval.select_on": select_on,
-        "data.split_lists": _path(split_lists),
-        "seed": seed,
-        "compute.deterministic": deterministic or None,
-    }
-    given = {key: value for key, value in options.items() if value is not None}
-    return _overrides(values, **given)
-
-
-def _overrides(values: list[str] | None, **given: Any) -> dict[str, Any]:
-    """Flat values of repeated --set options, and of the options that stand for a key."""
-    merged = dict(given)
-    for item in values or ():
-        key, equals, text = item.partition("=")
-        if not equals or not key.strip():
-            raise ConfigError(f"--set '{item}' must be KEY=VALUE, such as ucd.temperature=0.1")
-        merged[key.strip()] = parse_value(text)
-    return merged
-
-
-def parse_value(text: str) -> Any:
-    """A value as YAML spells it; `1e-3` is a number too."""
-    if "e" in text.lower():
-        with contextlib.suppress(ValueError):
-            return float(text)
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):  # ValueError: it looks like a date and is none
-        return text
-
-
-def _path(value: str | None) -> str | None:
-    """An absolute path; `generated` and `pretrained` are words, not paths."""
-    if value is None or value in ("generated", "pretrained"):
-        return value
-    return str(Path(value).expanduser().absolute())
-
-
-def _triple(option: str, text: str | None) -> list[float] | None:
-    if text is None:
-        return None
-    try:
-        numbers = [float(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if len(numbers) != 3:
-        raise ConfigError(f"{option} '{text}' must be three numbers such as 0.485,0.456,0.406")
-    return numbers
-
-
-def _one_of(what: str, value: str, choices: tuple[str, ...]) -> None:
-    from ucd_ray.errors import did_you_mean
-
-    if value not in choices:
-        raise ConfigError(f"unknown {what} '{value}'; {did_you_mean(value, choices)}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,221 @@
+"""`ucd-ray study`: look at studies, go on with them, and command those that another process runs."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ucd_ray.cli.shared import (
+    Address,
+    CpusPerWorker,
+    ExecutorName,
+    GpusPerWorker,
+    KeepBest,
+    MaxConcurrent,
+    MaxGpuHours,
+    MaxHours,
+    OomRetries,
+    Patience,
+    SameFailures,
+    Terminator,
+    TrialsPerRun,
+    console,
+    one_of,
+    show,
+    study_settings,
+)
+from ucd_ray.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ucd_ray.tune.database import Database
+    from ucd_ray.tune.manage import Outcome
+
+study_app = typer.Typer(
+    help="Look at studies, go on with them, pause, stop and delete them.", no_args_is_help=True
+)
+
+FOLLOW_S = 0.5  # between looks at a log
+NOT_YET = 1  # exit code of a command that the driver has not carried out
+
+Name = Annotated[str, typer.Argument(help="Name of the study.")]
+Wait = Annotated[float, typer.Option(help="Seconds to wait for the study's driver.", min=0)]
+
+
+@study_app.command("list")
+def study_list() -> None:
+    """List all studies."""
+    from ucd_ray.tune.explain import studies_table
+
+    console.print(studies_table(_database()))
+
+
+@study_app.command("run")
+def study_run(
+    name: Annotated[str, typer.Argument(help="Name of a study that was started before.")],
+    trials: Annotated[int | None, typer.Option(help="Trials in all.", min=1)] = None,
+    cpus_per_worker: CpusPerWorker = None,
+    gpus_per_worker: GpusPerWorker = None,
+    max_concurrent: MaxConcurrent = None,
+    max_hours: MaxHours = None,
+    max_gpu_hours: MaxGpuHours = None,
+    patience: Patience = None,
+    terminator: Terminator = None,
+    executor: ExecutorName = None,
+    trials_per_run: TrialsPerRun = None,
+    oom_retries: OomRetries = None,
+    keep_best: KeepBest = None,
+    same_failures: SameFailures = None,
+    address: Address = None,
+) -> None:
+    """Go on with a study under its stored spec; what is given here replaces what is stored."""
+    from ucd_ray.tune.space import changed
+    from ucd_ray.tune.study import run_study, stored_spec
+
+    settings = study_settings(
+        trials=trials,
+        cpus_per_worker=cpus_per_worker,
+        gpus_per_worker=gpus_per_worker,
+        max_concurrent=max_concurrent,
+        max_hours=max_hours,
+        max_gpu_hours=max_gpu_hours,
+        patience=patience,
+        terminator=terminator,
+        executor=executor,
+        trials_per_run=trials_per_run,
+        oom_retries=oom_retries,
+        keep_best=keep_best,
+        same_failures=same_failures,
+    )
+    spec = changed(stored_spec(name), settings)
+    show(run_study(spec, address=address, console=console), name, "table", None)
+
+
+@study_app.command("show")
+def study_show(
+    name: Name,
+    output: Annotated[str, typer.Option("--format", help="table or json.")] = "table",
+) -> None:
+    """Show where a study stands: who runs it, budgets, open trials, what it cost, disk."""
+    from ucd_ray.tune.explain import overview_view
+    from ucd_ray.tune.overview import overview
+    from ucd_ray.tune.places import places
+
+    one_of("format", output, ("table", "json"))
+    found = overview(_database(), name, places())
+    if output == "json":
+        console.print_json(data=found.content())
+    else:
+        console.print(overview_view(found))
+
+
+@study_app.command("logs")
+def study_logs(
+    name: Name,
+    trial: Annotated[int | None, typer.Option(help="Of this trial only.")] = None,
+    last: Annotated[int | None, typer.Option(help="Only so many of the newest.", min=1)] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the study's driver ends.")
+    ] = False,
+) -> None:
+    """Print what the driver of a study said, with its time."""
+    from ucd_ray.tune.commands import driven
+    from ucd_ray.tune.events import events
+
+    database = _database()
+    database.stored_spec(name)
+    after = 0
+    while True:
+        runs = follow and driven(database, name)  # before the look: its last lines are not missed
+        for row in events(database, name, number=trial, after=after, last=last):
+            stamp = datetime.datetime.fromtimestamp(row.time).strftime("%Y-%m-%d %H:%M:%S")
+            console.print(f"{stamp}  {row.text}", highlight=False, soft_wrap=True, markup=False)
+            after = row.id
+        if not runs:
+            return
+        last = None
+        time.sleep(FOLLOW_S)
+
+
+@study_app.command("pause")
+def study_pause(name: Name, wait: Wait = 60.0) -> None:
+    """Start no new trials, stop running ones at their next checkpoint, let the workers go."""
+    from ucd_ray.tune.manage import pause
+
+    _tell(pause(_database(), name, wait_s=wait))
+
+
+@study_app.command("resume")
+def study_resume(name: Name, wait: Wait = 60.0) -> None:
+    """Go on with a paused study."""
+    from ucd_ray.tune.manage import resume
+
+    _tell(resume(_database(), name, wait_s=wait))
+
+
+@study_app.command("stop")
+def study_stop(
+    name: Name,
+    drain: Annotated[
+        bool, typer.Option("--drain", help="Finish the running trials first.")
+    ] = False,
+    checkpoint: Annotated[
+        bool,
+        typer.Option("--checkpoint", help="At their next checkpoint; they go on later (default)."),
+    ] = False,
+    kill: Annotated[
+        bool, typer.Option("--kill", help="At once; open trials are cancelled.")
+    ] = False,
+    wait: Wait = 60.0,
+) -> None:
+    """End the process that runs a study."""
+    from ucd_ray.tune.manage import stop
+
+    hows = {"drain": drain, "checkpoint": checkpoint, "kill": kill}
+    chosen = [how for how, given in hows.items() if given]
+    if len(chosen) > 1:
+        raise ConfigError(f"--{' and --'.join(chosen)}: give one of them")
+    _tell(stop(_database(), name, how=chosen[0] if chosen else "checkpoint", wait_s=wait))
+
+
+@study_app.command("cancel")
+def study_cancel(
+    name: Name,
+    number: Annotated[int, typer.Argument(help="Number of the trial.")],
+    wait: Wait = 60.0,
+) -> None:
+    """End one open trial; the study goes on."""
+    from ucd_ray.tune.manage import cancel
+
+    _tell(cancel(_database(), name, number, wait_s=wait))
+
+
+@study_app.command("delete")
+def study_delete(
+    name: Name,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Remove a study with its trials, results and checkpoints; the step cache stays."""
+    from ucd_ray.store import Store
+    from ucd_ray.tune.manage import delete, driver_of
+    from ucd_ray.tune.places import places
+
+    database = _database()
+    if not yes and database.spec(name) is not None and driver_of(database, name) is None:
+        typer.confirm(f"delete study '{name}' with all its trials and results?", abort=True)
+    _tell(delete(database, name, Store(places().runs)))
+
+
+def _database() -> Database:
+    from ucd_ray.tune.database import Database
+    from ucd_ray.tune.places import places
+
+    return Database(places().database)
+
+
+def _tell(outcome: Outcome) -> None:
+    console.print(outcome.text, highlight=False, soft_wrap=True, markup=False)
+    if not outcome.done:
+        raise typer.Exit(NOT_YET)

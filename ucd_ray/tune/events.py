@@ -1,0 +1,85 @@
+"""The log of a study: every line that its driver said, in the database, for whoever looks later."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from typing import Any
+
+import sqlalchemy as sa
+
+from ucd_ray.errors import StudyError
+from ucd_ray.tune.database import Database
+from ucd_ray.tune.tables import event_table
+
+FLUSH_S = 1.0  # between writes
+KEPT = 10_000  # lines that wait for a database that is away; older ones are lost
+CLOSE_S = 5.0  # for the last lines
+STUDY_KIND = "study"  # of lines that no event of a run caused
+LONGEST = 20  # characters of a kind
+
+
+class EventLog:
+    """Takes the lines of one study and writes them in the background: a log never holds a study up."""
+
+    def __init__(self, database: Database, study: str) -> None:
+        self.database, self.study = database, study
+        self._lines: deque[dict[str, Any]] = deque()
+        self._ends = threading.Event()
+        self._thread = threading.Thread(target=self._write, daemon=True)
+        self._thread.start()
+
+    def add(self, text: str, *, kind: str = STUDY_KIND, number: int | None = None) -> None:
+        """One line, of a trial or of the study."""
+        row = {"study": self.study, "number": number, "time": time.time()}
+        self._lines.append({**row, "kind": kind[:LONGEST], "text": text.replace("\0", "")})
+
+    def close(self) -> None:
+        """Writes what is left, if the database answers soon."""
+        self._ends.set()
+        self._thread.join(CLOSE_S)
+
+    def _write(self) -> None:
+        while not self._ends.wait(FLUSH_S):
+            self._flush()
+        self._flush()
+
+    def _flush(self) -> None:
+        rows = [self._lines.popleft() for _ in range(len(self._lines))]
+        if not rows:
+            return
+        try:
+            with self.database.errors(), self.database.engine.begin() as connection:
+                connection.execute(event_table.insert(), rows)
+        except StudyError:  # tried again with the next lines
+            self._lines.extendleft(reversed(rows[-KEPT:]))
+
+
+def events(
+    database: Database,
+    study: str,
+    *,
+    number: int | None = None,
+    after: int = 0,
+    last: int | None = None,
+) -> list[sa.Row[Any]]:
+    """Lines of the log with ids above `after`, of one trial or of all; `last`: only so many."""
+    where = (event_table.c.study == study) & (event_table.c.id > after)
+    if number is not None:
+        where &= event_table.c.number == number
+    query = sa.select(event_table).where(where).order_by(event_table.c.id.desc()).limit(last)
+    with database.errors(), database.engine.connect() as connection:
+        return list(connection.execute(query))[::-1]
+
+
+def last_lines(database: Database, study: str, *kinds: str) -> dict[int | None, sa.Row[Any]]:
+    """The newest line of every trial, and of the study as a whole under None; of `kinds` only."""
+    newest = (
+        sa.select(sa.func.max(event_table.c.id))
+        .where(event_table.c.study == study, event_table.c.kind.in_(kinds))
+        .group_by(event_table.c.number)
+    )
+    query = sa.select(event_table).where(event_table.c.id.in_(newest))
+    with database.errors(), database.engine.connect() as connection:
+        return {row.number: row for row in connection.execute(query)}

@@ -1,0 +1,185 @@
+"""Where a study stands: who runs it, what is open, what of its budgets is used, what it cost."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+from pydantic import ValidationError
+
+from ucd_ray.errors import CheckpointError
+from ucd_ray.step_eviction import stored_steps
+from ucd_ray.store import Store
+from ucd_ray.tune import commands
+from ucd_ray.tune.database import Database
+from ucd_ray.tune.events import STUDY_KIND, last_lines
+from ucd_ray.tune.ledger import Spent, held, totals
+from ucd_ray.tune.manage import Driver, driver_of
+from ucd_ray.tune.places import Places
+from ucd_ray.tune.results import state_of, stored_trials
+from ucd_ray.tune.retention import entries_of
+from ucd_ray.tune.space import StudySpec
+
+PROGRESS_KINDS = ("epoch", "pass", "step", "start", "lost", "smaller")  # lines that tell how far
+
+
+@dataclass(frozen=True)
+class OpenTrial:
+    """A trial that has not ended."""
+
+    number: int
+    state: str  # QUEUED, WAITING or RUNNING
+    reason: str | None  # of WAITING
+    last_step: int | None  # that it has finished
+    said: str | None  # its last line of progress
+    params: dict[str, Any]
+    lost: int  # how often it lost its workers
+
+
+@dataclass(frozen=True)
+class Budget:
+    """One budget: what of it is used.  limit None: there is none."""
+
+    name: str
+    used: float
+    limit: float | None
+
+
+@dataclass(frozen=True)
+class Overview:
+    """See the module."""
+
+    name: str
+    state: str  # running, paused, complete, not running
+    driver: Driver | None
+    created: float
+    about: dict[str, Any]
+    states: dict[str, int]  # trials by our words
+    best: tuple[float, int] | None
+    open: list[OpenTrial]
+    base: str | None  # last line of the base step, if it is what runs
+    said: str | None  # the last line about the study as a whole
+    budgets: list[Budget]
+    ledger: dict[str, Spent]
+    checkpoint_bytes: int | None  # None: the storage cannot be read
+    step_bytes: int | None  # of its trials' entries in the step cache
+
+    def content(self) -> dict[str, Any]:
+        """The same as plain values."""
+        return asdict(self)
+
+
+def overview(database: Database, name: str, where: Places) -> Overview:
+    """Where a study stands now.  Raises StudyError if there is none."""
+    stored = database.stored_spec(name)
+    driver = driver_of(database, name)
+    trials = stored_trials(database, name)
+    lines = last_lines(database, name, *PROGRESS_KINDS)
+    notes = last_lines(database, name, STUDY_KIND)
+    row = next(row for row in database.studies() if row.name == name)
+    ledger = totals(database, name)
+    best = best_of(trials)
+    driven = driver is not None
+    opened = [
+        _open_trial(t, lines.get(t.number), driven) for t in trials if not t.state.is_finished()
+    ]
+    wanted = wanted_trials(stored)
+    checkpoints, steps = _disk(where, name, trials)
+    return Overview(
+        name=name,
+        state=_state(database, name, driver, trials, wanted),
+        driver=driver,
+        created=row.created,
+        about=database.about(name),
+        states=dict(Counter(state_of(trial, driven=driven)[0] for trial in trials)),
+        best=best,
+        open=opened,
+        base=_base_line(lines.get(None), trials, driven),
+        said=notes[None].text if None in notes else None,
+        budgets=_budgets(stored, trials, wanted, best, ledger),
+        ledger=ledger,
+        checkpoint_bytes=checkpoints,
+        step_bytes=steps,
+    )
+
+
+def best_of(trials: list[FrozenTrial]) -> tuple[float, int] | None:
+    """Value and number of the best complete trial."""
+    complete = [t for t in trials if t.state == TrialState.COMPLETE and t.values]
+    return max(((t.values[0], t.number) for t in complete), default=None)
+
+
+def finished(trials: list[FrozenTrial]) -> int:
+    """Trials that count against the study's budget of trials."""
+    return sum(trial.state.is_finished() for trial in trials)
+
+
+def wanted_trials(stored: dict[str, Any]) -> int:
+    """Trials of a whole study: what its spec asks for, or all points of an exhaustive sampler."""
+    wanted = int(stored["trials"])
+    with contextlib.suppress(ValidationError):  # of another version
+        points = StudySpec.model_validate(stored).num_points
+        wanted = wanted if points is None else min(wanted, points)
+    return wanted
+
+
+def _state(
+    database: Database, name: str, driver: Driver | None, trials: list[FrozenTrial], wanted: int
+) -> str:
+    if finished(trials) >= wanted and driver is None:
+        return "complete"
+    if commands.is_paused(database, name):
+        return "paused"
+    return "not running" if driver is None else "running"
+
+
+def _open_trial(trial: FrozenTrial, line: Any, driven: bool) -> OpenTrial:
+    state, _, reason = state_of(trial, driven=driven)
+    attributes = trial.user_attrs
+    said = None if line is None else line.text.removeprefix(f"trial {trial.number} ")
+    return OpenTrial(
+        number=trial.number,
+        state=state,
+        reason=reason,
+        last_step=attributes.get("last_step"),
+        said=said,
+        params=dict(trial.params) or dict(trial.system_attrs.get("fixed_params", {})),
+        lost=len(attributes.get("lost", ())),
+    )
+
+
+def _base_line(line: Any, trials: list[FrozenTrial], driven: bool) -> str | None:
+    """The base step is trained before any trial is taken."""
+    started = any(trial.state != TrialState.WAITING for trial in trials)
+    return line.text if line is not None and driven and not started else None
+
+
+def _budgets(
+    stored: dict[str, Any],
+    trials: list[FrozenTrial],
+    wanted: int,
+    best: tuple[float, int] | None,
+    ledger: dict[str, Spent],
+) -> list[Budget]:
+    wall = ledger.get("wall", Spent()).cpu / 3600
+    since = sum(t.state.is_finished() and t.number > best[1] for t in trials) if best else 0
+    return [
+        Budget("trials", finished(trials), wanted),
+        Budget("hours", wall, stored.get("max_hours")),
+        Budget("GPU hours", held(ledger).gpu / 3600, stored.get("max_gpu_hours")),
+        Budget("trials since the best", since, stored.get("patience")),
+    ]
+
+
+def _disk(where: Places, name: str, trials: list[FrozenTrial]) -> tuple[int | None, int | None]:
+    """Bytes of a study's checkpoints, and of its trials' entries in the step cache."""
+    digests = {digest for trial in trials for digest in entries_of(trial)}
+    try:
+        checkpoints = sum(file.size for file in Store(where.runs).files(name))
+        steps = stored_steps(Store(where.steps)) if digests else []
+    except CheckpointError:
+        return None, None
+    return checkpoints, sum(step.size for step in steps if step.digest in digests)
