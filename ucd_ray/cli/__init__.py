@@ -114,6 +114,9 @@ def tune(
     keep_best: KeepBest = None,
     same_failures: SameFailures = None,
     deterministic: Deterministic = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show plan and cost, start nothing.")
+    ] = False,
     address: Address = None,
     output: Annotated[str, typer.Option("--format", help="Of the final table.")] = "table",
 ) -> None:
@@ -164,6 +167,11 @@ def tune(
             same_failures=same_failures,
         ),
     )
+    if dry_run:
+        from ucd_ray.tune.plan import plan_view, study_plan
+
+        console.print(plan_view(study_plan(spec, address=address)))
+        return
     table = run_study(spec, address=address, console=console)
     show(table, spec.name, output, None)
 

@@ -84,6 +84,14 @@ def is_paused(database: Database, study: str) -> bool:
     return row is not None and row.kind == PAUSE
 
 
+def is_stopping(database: Database, study: str, since: float) -> bool:
+    """Whether a stop was given since a time, when the study's driver started."""
+    where = (command_table.c.study == study) & (command_table.c.kind == STOP)
+    query = sa.select(command_table.c.id).where(where & (command_table.c.created >= since))
+    with database.errors(), database.engine.connect() as connection:
+        return connection.execute(query.limit(1)).first() is not None
+
+
 def driven(database: Database, study: str) -> bool:
     """Whether a living process drives a study."""
     query = sa.select(study_table.c.driver, study_table.c.heartbeat)

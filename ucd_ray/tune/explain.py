@@ -54,6 +54,11 @@ def _show(value: Any) -> str:
     return "" if value is None else short(value)
 
 
+def first_step(recipe: Recipe, key: str) -> int:
+    """The first step at which a key of a recipe acts; NEVER: it changes no number."""
+    return _owner(recipe, key)[2]
+
+
 def _explanation(recipe: Recipe, key: str) -> tuple[str, str]:
     owner, field, first = _owner(recipe, key)
     text = " ".join((owner.model_fields[field].description or "").split())

@@ -53,7 +53,7 @@ class Overview:
     """See the module."""
 
     name: str
-    state: str  # running, paused, complete, not running
+    state: str  # running, paused, stopping, complete, not running
     driver: Driver | None
     created: float
     about: dict[str, Any]
@@ -131,6 +131,8 @@ def _state(
 ) -> str:
     if finished(trials) >= wanted and driver is None:
         return "complete"
+    if driver is not None and commands.is_stopping(database, name, driver.started):
+        return "stopping"
     if commands.is_paused(database, name):
         return "paused"
     return "not running" if driver is None else "running"
@@ -168,8 +170,8 @@ def _budgets(
     since = sum(t.state.is_finished() and t.number > best[1] for t in trials) if best else 0
     return [
         Budget("trials", finished(trials), wanted),
-        Budget("hours", wall, stored.get("max_hours")),
-        Budget("GPU hours", held(ledger).gpu / 3600, stored.get("max_gpu_hours")),
+        Budget("h of wall time", wall, stored.get("max_hours")),
+        Budget("GPU h", held(ledger).gpu / 3600, stored.get("max_gpu_hours")),
         Budget("trials since the best", since, stored.get("patience")),
     ]
 

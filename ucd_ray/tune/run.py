@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ucd_ray.checkpoint import StepCache, Store, TrialStore
-from ucd_ray.errors import UcdRayError
+from ucd_ray.errors import ConfigError, UcdRayError
 from ucd_ray.job import Job
 from ucd_ray.methods import ADDED, METHODS
 from ucd_ray.recipe import Recipe, schedule
@@ -163,7 +163,10 @@ def base_line(job: Job, *, precision: str) -> str:
     mine = (recipe.acting_until(0), recipe.steps.steps[0])
     others = []
     for method in METHODS:
-        other = recipe.with_overrides({"method": method})
+        try:
+            other = recipe.with_overrides({"method": method})
+        except ConfigError:  # what is set suits this method alone
+            continue
         if method != recipe.method and (other.acting_until(0), other.steps.steps[0]) == mine:
             others.append(method)
     alone = [name for name in others if ADDED not in name]

@@ -1,0 +1,256 @@
+"""What a study would do and cost: `ucd-ray tune --dry-run`.  Nothing is started."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ucd_ray.checkpoint import StepCache
+from ucd_ray.errors import ConfigError
+from ucd_ray.job import Job
+from ucd_ray.recipe import micro_batches, schedule
+from ucd_ray.tune.cluster import Cluster, check_local, local_cpus, local_gpus, private_head_needed
+from ucd_ray.tune.costs import CPU_FLOPS, GPU_FLOPS, Cost, Range, total, update_costs
+from ucd_ray.tune.database import Database
+from ucd_ray.tune.executors import Gang
+from ucd_ray.tune.explain import first_step, show_range
+from ucd_ray.tune.overview import finished, wanted_trials
+from ucd_ray.tune.places import places
+from ucd_ray.tune.prepare import prepare_job
+from ucd_ray.tune.progress import short
+from ucd_ray.tune.results import stored_trials
+from ucd_ray.tune.run import base_line, memory_lines
+from ucd_ray.tune.space import StudySpec
+from ucd_ray.tune.study import register
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study before its start."""
+
+    spec: StudySpec
+    job: Job
+    gang: Gang
+    local: bool  # on a head of its own, on this machine
+    done: int  # trials that earlier starts have finished
+    costs: list[Cost]  # of an update, by step
+
+    @property
+    def trials(self) -> int:
+        """Trials still to be run."""
+        return max(0, wanted_trials(self.spec.model_dump(mode="json")) - self.done)
+
+    @property
+    def concurrent(self) -> int | None:
+        """Trials at a time; None: the cluster decides."""
+        most = self.spec.max_concurrent
+        if not self.local:
+            return most
+        machine = Cluster("", "", cpus=local_cpus(), gpus=local_gpus())
+        fits = machine.concurrent_trials(self.gang)
+        return max(1, min(fits, most or fits, self.trials))
+
+    @property
+    def precision(self) -> str:
+        """As workers will most likely compute."""
+        return self.job.guessed_precision(gpus=self.gang.gpus > 0)
+
+    @cached_property
+    def own_bases(self) -> list[str]:
+        """Searched keys that change step 0, so that trials cannot share it."""
+        found = []
+        for key, parameter in sorted(self.spec.search.items()):
+            recipes = [self.job.recipe.with_overrides({key: v}) for v in parameter.samples()]
+            if any(r.acting_until(0) != recipes[0].acting_until(0) for r in recipes):
+                found.append(key)
+        return found
+
+    @cached_property
+    def cached(self) -> list[bool]:
+        """Whether the step cache holds each step of the first trial."""
+        recipe = self.spec.trial_recipe(self.spec.first)
+        job = Job(**{**self.job.__getstate__(), "recipe": recipe})
+        cache = StepCache(job.open_cache())
+        keys = [job.step_key(s, precision=self.precision) for s in range(len(recipe.steps.steps))]
+        held: list[bool] = []
+        for key in keys:
+            held.append(all(held) and cache.has(key))
+        return held
+
+    def step_cost(self, step: int) -> Range:
+        """Seconds of one step on one gang."""
+        images = len(self.job.plan[step].train)
+        return self.costs[step].seconds * schedule(self.job.recipe, step, images).iterations
+
+    @property
+    def base(self) -> Range:
+        """Seconds of step 0."""
+        return self.step_cost(0)
+
+    @property
+    def trial(self) -> Range:
+        """Seconds of all later steps."""
+        return total(self.step_cost(step) for step in range(1, len(self.job.plan)))
+
+    @property
+    def whole(self) -> Range:
+        """Seconds of all that is to be trained."""
+        if self.own_bases:
+            return self.uncached
+        return self.base * (0 if self.cached[0] else 1) + self.trial * self.trials
+
+    @property
+    def uncached(self) -> Range:
+        """The same if every trial trained step 0."""
+        return (self.base + self.trial) * self.trials
+
+
+def study_plan(spec: StudySpec, *, address: str | None = None) -> Plan:
+    """What a study would do.  Raises UcdRayError for what its start would refuse."""
+    recipe = spec.base_recipe()
+    if not spec.search:
+        raise ConfigError(
+            f"nothing is searched: method '{recipe.method}' has no searched key left; "
+            "use `ucd-ray train` for one run, or free a key that --set fixes"
+        )
+    for key in {"data.batch_size", "data.micro_batch"} & set(spec.search):
+        for value in spec.search[key].samples():
+            micro_batches(recipe.with_overrides({key: value}), spec.workers)
+    local = private_head_needed(address)
+    if local:
+        check_local(spec.workers, cpus=spec.cpus_per_worker, gpus=spec.gpus_per_worker or 0)
+    where = places()
+    name = (spec.name, "plan")
+    job = prepare_job(recipe, where, name=name, workers=spec.workers, objective=spec.objective)
+    database = Database(where.database)
+    done = 0
+    if database.spec(spec.name) is not None:
+        register(database, spec, recipe)  # raises if it is another study
+        done = finished(stored_trials(database, spec.name))
+    gang = _gang(spec, local=local)
+    gang.check(recipe)
+    return Plan(spec, job, gang, local, done, update_costs(database, spec, gang))
+
+
+def _gang(spec: StudySpec, *, local: bool) -> Gang:
+    """As a start would choose it; of a cluster's GPUs nothing is known, so it is taken to have them."""
+    gpus = spec.gpus_per_worker
+    if gpus is None:
+        gpus = 1.0 if not local or local_gpus() >= spec.workers else 0.0
+    return Gang(spec.workers, spec.cpus_per_worker, gpus)
+
+
+def plan_view(plan: Plan) -> RenderableType:
+    """A plan for a terminal."""
+    return Group(Text(_head(plan)), _searched(plan), _steps(plan), _costs(plan), Text(_told(plan)))
+
+
+def _head(plan: Plan) -> str:
+    spec, gang, recipe = plan.spec, plan.gang, plan.job.recipe
+    each = f"{gang.workers} worker(s) with {gang.cpus:g} CPU(s)" + (
+        f" and {gang.gpus:g} GPU(s)" if gang.gpus else ""
+    )
+    before = f", {plan.done} finished before" if plan.done else ""
+    where = "on this machine" if plan.local else "on the cluster"
+    at_a_time = plan.concurrent or "as many as fit"
+    lines = [
+        f"study {spec.name}: {recipe.scenario.name}, {recipe.setting}, method {recipe.method}",
+        f"{plan.trials} trial(s) to run{before}; sampler {spec.sampler}, pruner {spec.pruner}",
+        f"a trial takes {each}; {at_a_time} at a time {where}",
+        base_line(plan.job, precision=plan.precision),
+        *memory_lines(recipe),
+    ]
+    if plan.own_bases:
+        keys = ", ".join(plan.own_bases)
+        lines.append(
+            f"searched at step 0: {keys}: trials cannot share a base step, each trains its own"
+        )
+    hits = sum(plan.cached)
+    if hits:
+        lines.append(
+            f"the first trial finds {hits} of its {len(plan.cached)} steps in the step cache"
+        )
+    return "\n".join(lines)
+
+
+def _searched(plan: Plan) -> Table:
+    table = Table(title="searched")
+    for column in ("key", "range", "first trial", "acts from step"):
+        table.add_column(column)
+    for key, parameter in sorted(plan.spec.search.items()):
+        first = plan.spec.first
+        shown = short(first[key]) if key in first else ""
+        step = first_step(plan.job.recipe, key)
+        table.add_row(key, show_range(parameter), shown, str(step))
+    return table
+
+
+def _steps(plan: Plan) -> Table:
+    table = Table(title="steps of a trial")
+    for column in ("step", "new classes", "images", "hold-out", "val", "iterations", "epochs"):
+        table.add_column(column, justify="right")
+    table.add_column("seconds an update", justify="right")
+    table.add_column("from")
+    for step, images in enumerate(plan.job.plan):
+        updates = schedule(plan.job.recipe, step, len(images.train))
+        counts = (len(images.train), len(images.holdout), len(images.val))
+        cost = plan.costs[step]
+        table.add_row(
+            str(step),
+            str(len(plan.job.recipe.steps.steps[step])),
+            *map(str, (*counts, updates.iterations, updates.epochs)),
+            _range(cost.seconds) if updates.iterations else "",
+            f"measured in {', '.join(cost.studies)}" if cost.studies else "FLOPs: rough",
+        )
+    return table
+
+
+def _costs(plan: Plan) -> Table:
+    unit, each = ("GPU", plan.gang.gpus) if plan.gang.gpus else ("CPU", plan.gang.cpus)
+    hours = plan.gang.workers * each / 3600
+    table = Table(title=f"cost in {unit} hours")
+    for column in ("what", "times", "each", "all"):
+        table.add_column(column, justify="left" if column == "what" else "right")
+    bases = plan.trials if plan.own_bases else 0 if plan.cached[0] else 1
+    for what, times, cost in (
+        ("step 0", bases, plan.base),
+        ("later steps", plan.trials, plan.trial),
+    ):
+        table.add_row(what, str(times), _range(cost * hours), _range(cost * hours * times))
+    table.add_section()
+    table.add_row("all", "", "", _range(plan.whole * hours))
+    table.add_row("without the step cache", "", "", _range(plan.uncached * hours))
+    return table
+
+
+def _told(plan: Plan) -> str:
+    lines = []
+    if plan.concurrent:
+        wall = plan.whole * (1 / 3600 / plan.concurrent)
+        if not plan.own_bases and not plan.cached[0]:  # nothing else runs meanwhile
+            wall = wall + plan.base * ((1 - 1 / plan.concurrent) / 3600)
+        lines.append(
+            f"about {_range(wall)} hours of wall time, {plan.concurrent} trial(s) at a time"
+        )
+    if plan.spec.pruner != "none":
+        lines.append("trials that the pruner stops cost less")
+    if any(not cost.studies for cost in plan.costs):
+        (slow, fast), unit, scale = (
+            (GPU_FLOPS, "TFLOP/s of a GPU", 1e12)
+            if plan.gang.gpus
+            else (CPU_FLOPS, "GFLOP/s of a core", 1e9)
+        )
+        lines.append(
+            "rough: three forward passes of the network for an update, four with an old model, at "
+            f"{slow / scale:g} to {fast / scale:g} {unit}; evaluation is not counted"
+        )
+    return "\n".join(lines)
+
+
+def _range(value: Range) -> str:
+    low, high = f"{value.low:.2g}", f"{value.high:.2g}"
+    return low if low == high else f"{low} .. {high}"
