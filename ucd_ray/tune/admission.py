@@ -35,61 +35,54 @@ class Admission:
 
     def acquire(self, slot: str, nodes: Sequence[Node]) -> str | None:
         """Takes a hold for a gang.  Returns None, or why it cannot be had now."""
-        with self.database.errors(), self.database.engine.begin() as connection:
-            self._stand_in_line(connection)
-            rows = self._live_rows(connection)
-            reason = self._refusal(rows, nodes)
-            if reason is None:
-                self._leave_line(connection)
-                values = {"workers": self.gang.workers, "cpus": self.gang.cpus}
-                key = {"cluster": self.cluster, "study": self.study, "slot": slot}
-                connection.execute(hold_table.delete().where(_matches(key)))
-                connection.execute(
-                    hold_table.insert(),
-                    {
-                        **key,
-                        **values,
-                        "gpus": self.gang.gpus,
-                        "since": time.time(),
-                        "placed": False,
-                    },
-                )
+        reason = self.database.write(lambda connection: self._acquire(connection, slot, nodes))
         if reason is None:
             self.slots.add(slot)
         self.waits = reason is not None
         return reason
 
+    def _acquire(self, connection: sa.Connection, slot: str, nodes: Sequence[Node]) -> str | None:
+        self._stand_in_line(connection)
+        reason = self._refusal(self._live_rows(connection), nodes)
+        if reason is None:
+            self._leave_line(connection)
+            key, gang = self._key(slot), self.gang
+            values = {"workers": gang.workers, "cpus": gang.cpus, "gpus": gang.gpus}
+            connection.execute(hold_table.delete().where(_matches(key)))
+            row = {**key, **values, "since": time.time(), "placed": False}
+            connection.execute(hold_table.insert(), row)
+        return reason
+
+    def _key(self, slot: str) -> dict[str, str]:
+        return {"cluster": self.cluster, "study": self.study, "slot": slot}
+
     def placed(self, slot: str) -> None:
         """The workers of a gang are up: what they hold is no longer among what Ray calls free."""
-        key = {"cluster": self.cluster, "study": self.study, "slot": slot}
-        with self.database.errors(), self.database.engine.begin() as connection:
-            connection.execute(hold_table.update().where(_matches(key)).values(placed=True))
+        up = hold_table.update().where(_matches(self._key(slot))).values(placed=True)
+        self.database.write(lambda connection: connection.execute(up))
 
     def release(self, slot: str) -> None:
         """Gives a hold back."""
         self.slots.discard(slot)
-        key = {"cluster": self.cluster, "study": self.study, "slot": slot}
-        with self.database.errors(), self.database.engine.begin() as connection:
-            connection.execute(hold_table.delete().where(_matches(key)))
+        gone = hold_table.delete().where(_matches(self._key(slot)))
+        self.database.write(lambda connection: connection.execute(gone))
 
     def release_all(self) -> None:
         """Gives everything back, on whatever cluster: a study has one driver."""
         self.slots.clear()
         self.waits = False
-        with self.database.errors(), self.database.engine.begin() as connection:
-            connection.execute(hold_table.delete().where(hold_table.c.study == self.study))
+        gone = hold_table.delete().where(hold_table.c.study == self.study)
+        self.database.write(lambda connection: connection.execute(gone))
 
     def stop_waiting(self) -> None:
         """Leaves the line."""
         if self.waits:
             self.waits = False
-            with self.database.errors(), self.database.engine.begin() as connection:
-                self._leave_line(connection)
+            self.database.write(self._leave_line)
 
     def others_wait(self) -> bool:
         """Whether a live study without any gang waits for this cluster."""
-        with self.database.errors(), self.database.engine.begin() as connection:
-            rows = self._live_rows(connection)
+        rows = self.database.read(self._live_rows)
         holding = {row.study for row in rows if row.slot != WAITS}
         return any(row.slot == WAITS and row.study not in holding for row in rows)
 
@@ -97,15 +90,14 @@ class Admission:
         """Writes first, so that no other driver decides at the same time."""
         if connection.dialect.name == "postgresql":
             connection.execute(sa.text("LOCK TABLE ucd_hold IN EXCLUSIVE MODE"))
-        key = {"cluster": self.cluster, "study": self.study, "slot": WAITS}
+        key = self._key(WAITS)
         done = connection.execute(hold_table.update().where(_matches(key)).values(workers=0))
         if done.rowcount == 0:
             nothing = {"workers": 0, "cpus": 0.0, "gpus": 0.0, "placed": True}
             connection.execute(hold_table.insert(), {**key, **nothing, "since": time.time()})
 
     def _leave_line(self, connection: sa.Connection) -> None:
-        key = {"cluster": self.cluster, "study": self.study, "slot": WAITS}
-        connection.execute(hold_table.delete().where(_matches(key)))
+        connection.execute(hold_table.delete().where(_matches(self._key(WAITS))))
 
     def _live_rows(self, connection: sa.Connection) -> list[sa.Row[Any]]:
         query = (

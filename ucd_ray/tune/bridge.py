@@ -96,8 +96,7 @@ class TrialBook:
     def next_trial(self) -> tuple[int, dict[str, Any]] | None:
         """Number and params of the next trial; None when enough are finished or open."""
         if self.adopted:
-            number = self.adopted.pop(0)
-            trial = optuna.Trial(self.study, self.study.trials[number]._trial_id)
+            trial = self._adopt(self.adopted.pop(0))
         elif not self.is_full():
             trial = self._ask()
         else:
@@ -106,6 +105,15 @@ class TrialBook:
         trial.set_user_attr("started", time.time())
         self.on_event("started", trial.number, dict(trial.params))
         return trial.number, dict(trial.params)
+
+    def _adopt(self, number: int) -> optuna.Trial:
+        """An open trial of a dead driver.  One that died before it wrote the params asks for them now."""
+        spec = self.spec
+        self.study.sampler = make_sampler(spec.sampler, spec.search, seed=spec.seed, number=number)
+        trial = optuna.Trial(self.study, self.study.get_trials(deepcopy=False)[number]._trial_id)
+        for key, found in self.distributions.items():
+            trial._suggest(key, found)
+        return trial
 
     def is_full(self) -> bool:
         """Whether all trials of the study are finished or open."""

@@ -43,8 +43,7 @@ def pending(database: Database, study: str) -> list[Command]:
     """Commands that nobody has carried out, oldest first."""
     where = (command_table.c.study == study) & command_table.c.done.is_(None)
     query = sa.select(command_table).where(where).order_by(command_table.c.id)
-    with database.errors(), database.engine.connect() as connection:
-        rows = connection.execute(query).all()
+    rows = database.read(lambda connection: connection.execute(query).all())
     return [Command(row.id, row.kind, json.loads(row.body)) for row in rows]
 
 
@@ -52,15 +51,15 @@ def finish(database: Database, command: int, outcome: str) -> None:
     """Marks a command as carried out."""
     values = {"done": time.time(), "outcome": outcome}
     where = (command_table.c.id == command) & command_table.c.done.is_(None)
-    with database.errors(), database.engine.begin() as connection:
-        connection.execute(command_table.update().where(where).values(**values))
+    database.write(
+        lambda connection: connection.execute(command_table.update().where(where).values(**values))
+    )
 
 
 def outcome(database: Database, command: int) -> str | None:
     """What became of a command; None: nobody has carried it out yet."""
     query = sa.select(command_table.c.outcome).where(command_table.c.id == command)
-    with database.errors(), database.engine.connect() as connection:
-        row = connection.execute(query).first()
+    row = database.read(lambda connection: connection.execute(query).first())
     return row.outcome if row else None
 
 
@@ -71,16 +70,16 @@ def settle(database: Database, study: str) -> None:
     """
     where = (command_table.c.study == study) & command_table.c.done.is_(None)
     values = {"done": time.time(), "outcome": "its driver had ended"}
-    with database.errors(), database.engine.begin() as connection:
-        connection.execute(command_table.update().where(where).values(**values))
+    database.write(
+        lambda connection: connection.execute(command_table.update().where(where).values(**values))
+    )
 
 
 def is_paused(database: Database, study: str) -> bool:
     """Whether the last of all pause and resume commands is a pause."""
     where = (command_table.c.study == study) & command_table.c.kind.in_((PAUSE, RESUME))
     query = sa.select(command_table.c.kind).where(where).order_by(command_table.c.id.desc())
-    with database.errors(), database.engine.connect() as connection:
-        row = connection.execute(query.limit(1)).first()
+    row = database.read(lambda connection: connection.execute(query.limit(1)).first())
     return row is not None and row.kind == PAUSE
 
 
@@ -95,6 +94,7 @@ def is_stopping(database: Database, study: str, since: float) -> bool:
 def driven(database: Database, study: str) -> bool:
     """Whether a living process drives a study."""
     query = sa.select(study_table.c.driver, study_table.c.heartbeat)
-    with database.errors(), database.engine.connect() as connection:
-        row = connection.execute(query.where(study_table.c.name == study)).first()
+    row = database.read(
+        lambda connection: connection.execute(query.where(study_table.c.name == study)).first()
+    )
     return row is not None and is_driven(row.driver, row.heartbeat)

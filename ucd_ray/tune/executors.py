@@ -139,11 +139,11 @@ class Executor:
                 failed = 0 if self._starts(host.name) > before else failed + 1
                 host.retired |= ended
                 host.error = reason if failed == FAILED_STARTS else None
-            except Exception:  # the connection to Ray is closed: the study has ended
+            except (Exception, SystemExit):  # the connection to Ray is closed: the study has ended
                 return
             if failed:
                 time.sleep(2**failed)
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception, SystemExit):
             ray.get(self.board.drop_gang.remote(host.name))
         if not host.error:
             self.hosts.pop(host.name, None)

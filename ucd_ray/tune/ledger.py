@@ -61,8 +61,8 @@ class Ledger:
         """Moves what an open trial held to the kind that its end decides."""
         spent = self._stored(number, OPEN)
         self.before.pop(number, None)
-        with self.database.errors(), self.database.engine.begin() as connection:
-            connection.execute(ledger_table.delete().where(_row(self.study, number, OPEN)))
+        gone = ledger_table.delete().where(_row(self.study, number, OPEN))
+        self.database.write(lambda connection: connection.execute(gone))
         self._set(number, kind, spent + self._stored(number, kind))
 
     def add(self, kind: str, seconds: float, *, number: int = STUDY) -> None:
@@ -83,20 +83,21 @@ class Ledger:
 
     def _stored(self, number: int, kind: str) -> Spent:
         columns = (ledger_table.c.cpu_seconds, ledger_table.c.gpu_seconds)
-        with self.database.errors(), self.database.engine.connect() as connection:
-            row = connection.execute(
-                sa.select(*columns).where(_row(self.study, number, kind))
-            ).first()
+        query = sa.select(*columns).where(_row(self.study, number, kind))
+        row = self.database.read(lambda connection: connection.execute(query).first())
         return Spent(*row) if row else Spent()
 
     def _set(self, number: int, kind: str, spent: Spent) -> None:
         values = {"cpu_seconds": spent.cpu, "gpu_seconds": spent.gpu}
         where = _row(self.study, number, kind)
-        with self.database.errors(), self.database.engine.begin() as connection:
+        key = {"study": self.study, "number": number, "kind": kind}
+
+        def write(connection: sa.Connection) -> None:
             done = connection.execute(ledger_table.update().where(where).values(**values))
             if done.rowcount == 0:
-                key = {"study": self.study, "number": number, "kind": kind}
                 connection.execute(ledger_table.insert(), {**key, **values})
+
+        self.database.write(write)
 
 
 def totals(database: Database, study: str) -> dict[str, Spent]:
@@ -110,8 +111,8 @@ def totals(database: Database, study: str) -> dict[str, Spent]:
         .where(ledger_table.c.study == study)
         .group_by(ledger_table.c.kind)
     )
-    with database.errors(), database.engine.connect() as connection:
-        return {kind: Spent(cpu, gpu) for kind, cpu, gpu in connection.execute(query)}
+    rows = database.read(lambda connection: connection.execute(query).all())
+    return {kind: Spent(cpu, gpu) for kind, cpu, gpu in rows}
 
 
 def held(spent: dict[str, Spent]) -> Spent:
