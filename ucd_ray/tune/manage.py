@@ -25,7 +25,7 @@ from ucd_ray.tune import commands
 from ucd_ray.tune.admission import WAITS
 from ucd_ray.tune.database import Database, is_driven
 from ucd_ray.tune.ledger import OPEN
-from ucd_ray.tune.results import stored_trials
+from ucd_ray.tune.results import state_of, stored_trials
 from ucd_ray.tune.tables import hold_table, ledger_table, study_table, tables
 
 WAIT_S = 60.0  # for a driver, unless the caller says otherwise
@@ -153,9 +153,11 @@ def _nothing_to_stop(database: Database, study: str, how: str) -> Outcome:
 
 def cancel(database: Database, study: str, number: int, *, wait_s: float = WAIT_S) -> Outcome:
     """Ends one open or queued trial; the study goes on.  Raises StudyError if there is no such trial."""
+    database.stored_spec(study)
     who = f"trial {number} of study '{study}'"
-    if _trial(database, study, number).state.is_finished():
-        return Outcome(f"{who} has ended already: {_trial(database, study, number).state.name}")
+    trial = _trial(database, study, number)
+    if trial.state.is_finished():
+        return Outcome(f"{who} has ended already: {state_of(trial, driven=False)[0]}")
     if driver_of(database, study) is None:
         with _claimed(database, study):
             _set_cancelled(database, study, [_trial(database, study, number)])
@@ -169,7 +171,7 @@ def cancel(database: Database, study: str, number: int, *, wait_s: float = WAIT_
     if trial.user_attrs.get("code") == CANCELLED:
         return Outcome(f"{who} is cancelled")
     if trial.state.is_finished():
-        return Outcome(f"{who} had ended: {trial.state.name}")
+        return Outcome(f"{who} had ended: {state_of(trial, driven=True)[0]}")
     if asked.answer == "stopping":
         return Outcome(f"{who} stops at its next checkpoint", done=False)
     return Outcome(f"{who}: {asked.answer}", done=False)
