@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import io
 import json
 import os
@@ -18,10 +19,14 @@ from tests.conftest import TINY
 from tests.tune.test_bridge import open_book, run_trial, spec_of
 from tests.tune.test_results import ABOUT
 from ucd_ray import cli
-from ucd_ray.cli.shared import parse_value, read_values
+from ucd_ray.cli.shared import parse_value, read_values, study_settings
+from ucd_ray.cli.study import study_run
 from ucd_ray.data.prepare import Prepared
 from ucd_ray.errors import ConfigError
 from ucd_ray.tune.database import Database
+from ucd_ray.tune.events import EventLog
+from ucd_ray.tune.space import changed
+from ucd_ray.tune.study import MAY_CHANGE
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -111,6 +116,22 @@ def test_wrong_input_is_one_message_and_exit_code_2(
         (("results", "nothing"), ("no study 'nothing'", "no study has been started")),
         (("results", "nothing", "--format", "xml"), ("unknown format 'xml'",)),
         (("study", "run", "nothing"), ("no study 'nothing'",)),
+        (("study", "show", "nothing"), ("no study 'nothing'",)),
+        (("study", "logs", "nothing"), ("no study 'nothing'",)),
+        (("study", "pause", "nothing"), ("no study 'nothing'",)),
+        (("study", "resume", "nothing"), ("no study 'nothing'",)),
+        (("study", "stop", "nothing"), ("no study 'nothing'",)),
+        (("study", "cancel", "nothing", "0"), ("no study 'nothing'",)),
+        (("study", "stop", "nothing", "--drain", "--kill"), ("--drain and --kill", "one of them")),
+        (("tune", *SHAPES, "--max-hours", "long"), ("--max-hours ('long')", "a number, or none")),
+        (("tune", *SHAPES, "--max-hours", "0"), ("max_hours (0.0)", "greater than 0")),
+        (("tune", *SHAPES, "--patience", "1.5"), ("--patience ('1.5')", "a whole number")),
+        (("tune", *SHAPES, "--keep-best", "0"), ("keep_best (0)",)),
+        (("tune", *SHAPES, "--executor", "warm"), ("unknown executor 'warm'", "warm-gangs")),
+        (
+            ("tune", *SHAPES, "--executor", "run-per-trial", "--trials-per-run", "3"),
+            ("--executor run-per-trial", "--trials-per-run is 3"),
+        ),
         (("data", "prepare", "vok", "generated", "out"), ("vok", "'voc'")),
         (("data", "prepare", "voc", "/absent", "out"), ("/absent", "does not exist")),
     ],
@@ -404,3 +425,130 @@ def test_no_studies_are_an_empty_list(run: Run) -> None:
     code, output, _ = run("study", "list")
     assert code == 0
     assert "studies.db" in output
+
+
+# Commands of studies; `tests/tune/test_manage.py` has those that a driver answers.
+
+
+@pytest.mark.usefixtures("study")
+def test_show_says_where_a_study_stands(run: Run) -> None:
+    code, output, errors = run("study", "show", "study")
+    assert code == 0, errors
+    assert "study study: not running" in output
+    assert "best: 12.50 (trial 0)" in output
+    assert "1 of 6 trials" in output
+    _, text, _ = run("study", "show", "study", "--format", "json")
+    content = json.loads(text)
+    assert (content["state"], content["states"], content["best"]) == (
+        *("not running", {"COMPLETE": 1}, [12.5, 0]),
+    )
+
+
+def test_show_lists_open_trials_with_what_they_wait_for(run: Run, own_home: Path) -> None:
+    book = open_book(own_home)
+    book.database.save_spec("study", book.spec.model_dump_json(), ABOUT)
+    book.database.claim("study")
+    for _ in range(2):
+        book.next_trial()
+    book.study.enqueue_trial({"kd.weight": 20.0})
+    book.say_waiting(1, "needs 4 GPUs, 2 free")
+    log = EventLog(book.database, "study")
+    log.add("trial 0 step 1 epoch 3/9: ce 0.5", kind="epoch", number=0)
+    log.close()
+    code, output, errors = run("study", "show", "study")
+    assert code == 0, errors
+    assert f"study study: running; driven by process {os.getpid()} on" in output
+    assert "QUEUED 1  RUNNING 1  WAITING 1" in output
+    rows = [line.split("│") for line in output.splitlines() if line.startswith("│")]
+    shown = {row[1].strip(): [cell.strip() for cell in row[2:4]] for row in rows if len(row) == 6}
+    assert shown["0"] == ["RUNNING", "step 1 epoch 3/9: ce 0.5"]
+    assert shown["1"] == ["WAITING", "needs 4 GPUs, 2 free"]
+    assert shown["2"] == ["QUEUED", ""]
+
+
+def test_logs_are_printed_with_their_time_and_by_trial(run: Run, study: Path) -> None:
+    database = Database(f"sqlite:///{study}/studies.db")
+    log = EventLog(database, "study")
+    for number in (0, 1):
+        log.add(f"trial {number} [started]", number=number)
+    log.close()
+    code, output, _ = run("study", "logs", "study", "--follow")
+    assert code == 0
+    assert [line[19:] for line in output.splitlines()] == [
+        *("  trial 0 [started]", "  trial 1 [started]"),
+    ]
+    assert run("study", "logs", "study", "--trial", "1")[1].endswith("  trial 1 [started]\n")
+    assert run("study", "logs", "study", "--last", "1")[1].count("\n") == 1
+
+
+@pytest.mark.usefixtures("study")
+def test_commands_without_a_driver_end_well_and_may_be_repeated(run: Run) -> None:
+    for _ in range(2):
+        for name, said in (
+            ("pause", "is paused; nothing runs it"),
+            ("stop", "nothing runs study 'study'"),
+            ("resume", "nothing runs it: `ucd-ray study run study` does"),
+        ):
+            code, output, errors = run("study", name, "study")
+            assert code == 0, errors
+            assert said in output
+    assert "has ended already: COMPLETE" in run("study", "cancel", "study", "0")[1]
+
+
+def test_a_study_is_deleted_after_a_question(
+    run: Run, study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = Database(f"sqlite:///{study}/studies.db")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("n\n"))
+    assert run("study", "delete", "study")[0] == 1
+    assert database.spec("study") is not None
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
+    code, output, _ = run("study", "delete", "study")
+    assert code == 0
+    assert "study 'study' is deleted" in output
+    assert database.spec("study") is None
+    code, output, _ = run("study", "delete", "study", "--yes")
+    assert (code, output) == (0, "there is no study 'study'\n")
+
+
+def test_options_of_a_study_become_fields_of_its_spec() -> None:
+    settings = study_settings(
+        trials=3,
+        max_hours="2.5",
+        patience="none",
+        max_concurrent="2",
+        gpus_per_worker="0.5",
+        terminator=False,
+        keep_best=None,
+        executor="run-per-trial",
+    )
+    assert settings == {
+        "trials": 3,
+        "max_hours": 2.5,
+        "patience": None,
+        "max_concurrent": 2,
+        "gpus_per_worker": 0.5,
+        "terminator": False,
+        "trials_per_run": 1,
+    }
+    assert study_settings(executor="warm-gangs") == {"trials_per_run": None}
+    assert study_settings(executor=None, trials_per_run="5") == {"trials_per_run": 5}
+
+
+def test_a_study_may_go_on_with_other_budgets_and_parallelism() -> None:
+    fields = {*inspect.signature(study_run).parameters} - {"name", "address", "executor"}
+    assert fields == MAY_CHANGE
+    spec = changed(spec_of(max_hours=1.0), {"max_hours": None, "trials": 9, "patience": 4})
+    assert (spec.max_hours, spec.trials, spec.patience) == (None, 9, 4)
+    with pytest.raises(ConfigError, match=r"patience \(0\)"):
+        changed(spec_of(), {"patience": 0})
+
+
+def test_a_study_is_planned_without_being_started(
+    run: Run, shapes: Prepared, own_home: Path
+) -> None:
+    code, output, errors = run(*tiny("tune", data=shapes), "--dry-run", "--trials", "7")
+    assert code == 0, errors
+    assert "7 trial(s) to run" in output
+    assert "without the step cache" in output
+    assert Database(f"sqlite:///{own_home}/studies.db").studies() == []

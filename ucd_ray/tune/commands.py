@@ -87,8 +87,7 @@ def is_stopping(database: Database, study: str, since: float) -> bool:
     """Whether a stop was given since a time, when the study's driver started."""
     where = (command_table.c.study == study) & (command_table.c.kind == STOP)
     query = sa.select(command_table.c.id).where(where & (command_table.c.created >= since))
-    with database.errors(), database.engine.connect() as connection:
-        return connection.execute(query.limit(1)).first() is not None
+    return database.read(lambda connection: connection.execute(query.limit(1)).first()) is not None
 
 
 def driven(database: Database, study: str) -> bool:

@@ -50,8 +50,7 @@ class EventLog:
         if not rows:
             return
         try:
-            with self.database.errors(), self.database.engine.begin() as connection:
-                connection.execute(event_table.insert(), rows)
+            self.database.write(lambda connection: connection.execute(event_table.insert(), rows))
         except StudyError:  # tried again with the next lines
             self._lines.extendleft(reversed(rows[-KEPT:]))
 
@@ -69,8 +68,7 @@ def events(
     if number is not None:
         where &= event_table.c.number == number
     query = sa.select(event_table).where(where).order_by(event_table.c.id.desc()).limit(last)
-    with database.errors(), database.engine.connect() as connection:
-        return list(connection.execute(query))[::-1]
+    return database.read(lambda connection: list(connection.execute(query)))[::-1]
 
 
 def last_lines(database: Database, study: str, *kinds: str) -> dict[int | None, sa.Row[Any]]:
@@ -81,5 +79,5 @@ def last_lines(database: Database, study: str, *kinds: str) -> dict[int | None, 
         .group_by(event_table.c.number)
     )
     query = sa.select(event_table).where(event_table.c.id.in_(newest))
-    with database.errors(), database.engine.connect() as connection:
-        return {row.number: row for row in connection.execute(query)}
+    rows = database.read(lambda connection: list(connection.execute(query)))
+    return {row.number: row for row in rows}
