@@ -95,7 +95,7 @@ def start(folder: Path, trials_per_run: int | None) -> Executor:
 
 def run(executor: Executor, key: str, job: Job, *smaller: Job) -> Reports:
     """All reports of one trial; a gang is added where the last one was for one trial only."""
-    if not any(not host.retired for host in executor.hosts.values()):
+    if executor.trials_per_run == 1 or not executor.hosts:
         executor.add_gang(f"gang-{key}")
     executor.put(key, job, smaller)
     found = list(executor.reports(key, executor.status))

@@ -1,0 +1,153 @@
+"""Several nodes, several studies: a node is lost, a cluster is too small, a second driver comes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tune.test_study_on_ray import SET, read_until
+from ucd_ray.tune import cluster as clusters
+from ucd_ray.tune.database import Database
+from ucd_ray.tune.tables import hold_table
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+NODES = 3  # of one CPU each; the head has none
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Any]:
+    """A Ray cluster of a head without CPUs and three nodes, all on 127.0.0.1."""
+    from ray.cluster_utils import Cluster
+
+    folder = Path(tempfile.mkdtemp(prefix="ucd-", dir="/tmp"))
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        stack.callback(clusters._reread_environment)
+        own = {"RAY_TMPDIR": str(folder), **clusters._loopback_only(folder)}
+        stack.enter_context(clusters._environment(**own))
+        (folder / "ray").mkdir()  # where Cluster notes its address
+        clusters._reread_environment()
+        port, dashboard, client = clusters.free_ports(3)
+        cluster = Cluster(
+            initialize_head=True,
+            head_node_args={
+                "num_cpus": 0,
+                "gcs_server_port": port,
+                "dashboard_port": dashboard,
+                "ray_client_server_port": client,
+                "include_dashboard": True,
+                "node_ip_address": "127.0.0.1",
+                "object_store_memory": clusters.OBJECT_STORE_BYTES,
+            },
+        )
+        stack.callback(cluster.shutdown)
+        for _ in range(NODES):
+            add_node(cluster)
+        yield cluster
+
+
+def add_node(cluster: Any) -> Any:
+    return cluster.add_node(
+        num_cpus=1, node_ip_address="127.0.0.1", object_store_memory=clusters.OBJECT_STORE_BYTES
+    )
+
+
+def tune(cluster: Any, home: Path, name: str, *options: str) -> subprocess.Popen[str]:
+    """A study of two-worker trials on the cluster."""
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "ucd_ray.cli", "tune", "--scenario", "shapes-8-4", *SET),
+            *("--method", "mib", "--name", name, "--pruner", "none", "--workers", "2"),
+            *("--address", cluster.address, *options),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "UCD_RAY_HOME": str(home), "PYTHONUNBUFFERED": "1"},
+    )
+
+
+def epochs(lines: list[str], trial: int) -> list[int]:
+    """The epochs of step 1 that a trial reported, in order."""
+    found = (re.match(rf"trial {trial} step 1 epoch (\d+)/", line) for line in lines)
+    return [int(match[1]) for match in found if match]
+
+
+def test_three_studies_on_a_cluster_for_one_wait_with_their_reasons_and_end(
+    nodes: Any, own_home: Path
+) -> None:
+    studies = [tune(nodes, own_home, name, "--trials", "1") for name in "abc"]
+    outputs = [process.communicate(timeout=400)[0] for process in studies]
+    assert [process.returncode for process in studies] == [0, 0, 0], "\n".join(outputs)
+    assert all("COMPLETE" in output for output in outputs)
+    waited = [output for output in outputs if "waits" in output or "WAITING" in output]
+    assert len(waited) >= 2
+    reasons = r"needs 2 CPUs, 1 free; study '[abc]' holds 2|is being trained by|goes first"
+    assert all(re.search(reasons, output) for output in waited), "\n".join(waited)
+    assert sum(len(re.findall(r"base step step 0 done \(\d", output)) for output in outputs) == 1
+    database = Database(f"sqlite:///{own_home}/studies.db")
+    with database.engine.connect() as connection:
+        assert connection.execute(hold_table.select()).all() == []
+
+
+def test_a_second_driver_of_a_study_is_refused_with_the_holder_named(
+    nodes: Any, own_home: Path
+) -> None:
+    first = tune(nodes, own_home, "a", "--trials", "1")
+    read_until(first, "trials wait for the base step|trial 0 created")
+    second = tune(nodes, own_home, "a", "--trials", "1")
+    output = second.communicate(timeout=60)[0]
+    assert second.returncode == 2
+    assert f"study 'a' is already running in process {first.pid}" in output
+    assert first.communicate(timeout=200)[0].count("COMPLETE") >= 1
+    assert first.returncode == 0
+
+
+def test_a_node_with_a_rank_is_lost_and_the_trial_goes_on_elsewhere(
+    nodes: Any, own_home: Path
+) -> None:
+    process = tune(nodes, own_home, "a", "--trials", "1", "--set", "optim.epochs_new=8")
+    lines = read_until(process, r"trial 0 step 1 epoch 2/8")
+    nodes.remove_node(busy_node(nodes), allow_graceful=False)
+    try:
+        lines += read_until(process, "mIoU in percent on val")
+    finally:
+        add_node(nodes)
+    assert process.wait(timeout=60) == 0
+    assert any(re.search(r"trial 0 lost its workers on 127\.0\.0\.1", line) for line in lines)
+    found = epochs(lines, 0)
+    assert sorted(set(found)) == list(range(1, 9))
+    assert len(found) - len(set(found)) <= 1, "at most one epoch is trained again"
+    assert "COMPLETE" in "\n".join(lines)
+
+
+def busy_node(cluster: Any) -> Any:
+    """A node that runs a training worker."""
+    import psutil
+
+    for node in cluster.worker_nodes:
+        raylet = node.all_processes["raylet"][0].process.pid
+        for child in psutil.Process(raylet).children(recursive=True):
+            if "RayTrainWorker" in " ".join(child.cmdline()):
+                return node
+    raise AssertionError("no training worker found")
+
+
+def test_what_can_never_fit_is_refused_at_once(nodes: Any, own_home: Path) -> None:
+    process = tune(nodes, own_home, "a", "--trials", "1", "--cpus-per-worker", "1.5")
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 2
+    assert "do not fit on the cluster's nodes" in output
+    with Database(f"sqlite:///{own_home}/studies.db").engine.connect() as connection:
+        assert connection.execute(hold_table.select()).all() == []
