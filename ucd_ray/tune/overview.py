@@ -47,6 +47,11 @@ class Budget:
     used: float
     limit: float | None
 
+    @property
+    def is_used(self) -> bool:
+        """Whether nothing of it is left."""
+        return self.limit is not None and self.used >= self.limit
+
 
 @dataclass(frozen=True)
 class Overview:
@@ -87,10 +92,11 @@ def overview(database: Database, name: str, where: Places) -> Overview:
         _open_trial(t, lines.get(t.number), driven) for t in trials if not t.state.is_finished()
     ]
     wanted = wanted_trials(stored)
+    budgets = _budgets(stored, trials, wanted, best, ledger)
     checkpoints, steps = _disk(where, name, trials)
     return Overview(
         name=name,
-        state=_state(database, name, driver, trials, wanted),
+        state=_state(database, name, driver, budgets),
         driver=driver,
         created=row.created,
         about=database.about(name),
@@ -99,7 +105,7 @@ def overview(database: Database, name: str, where: Places) -> Overview:
         open=opened,
         base=_base_line(lines.get(None), trials, driven),
         said=notes[None].text if None in notes else None,
-        budgets=_budgets(stored, trials, wanted, best, ledger),
+        budgets=budgets,
         ledger=ledger,
         checkpoint_bytes=checkpoints,
         step_bytes=steps,
@@ -126,12 +132,14 @@ def wanted_trials(stored: dict[str, Any]) -> int:
     return wanted
 
 
-def _state(
-    database: Database, name: str, driver: Driver | None, trials: list[FrozenTrial], wanted: int
-) -> str:
-    if finished(trials) >= wanted and driver is None:
+def _state(database: Database, name: str, driver: Driver | None, budgets: list[Budget]) -> str:
+    trials = budgets[0]
+    if driver is None and trials.is_used:
         return "complete"
-    if driver is not None and commands.is_stopping(database, name, driver.started):
+    if driver is not None and (
+        any(budget.is_used for budget in budgets)
+        or commands.is_stopping(database, name, driver.started)
+    ):
         return "stopping"
     if commands.is_paused(database, name):
         return "paused"
