@@ -41,6 +41,7 @@ class Progress:
         for state, count in finished.items():
             self.states[shown_state(state)] += count
         self.best = best  # value and number
+        self.total = spec.trials
         self.running: dict[str, str] = {}
         self.waiting = ""
         self.cluster = ""
@@ -164,7 +165,7 @@ class Progress:
         counts = "  ".join(f"{state} {count}" for state, count in sorted(self.states.items()))
         best = f"best {self.best[0]:.2f} (trial {self.best[1]})" if self.best else "no result yet"
         done = sum(self.states.values())
-        head = f"study {self.spec.name}: {done} of {self.spec.trials} trials  {counts}  {best}"
+        head = f"study {self.spec.name}: {done} of {self.total} trials  {counts}  {best}"
         wait = [Text(self.waiting, style="yellow")] if self.waiting else []
         return Group(Text(head, style="bold"), *lines, *wait)
 

@@ -24,6 +24,7 @@ from ucd_ray.tune.board import ENDS, GO
 from ucd_ray.tune.cluster import check_local, connect, private_head_needed
 from ucd_ray.tune.database import Database
 from ucd_ray.tune.dispatch import Dispatcher, StudyStopped
+from ucd_ray.tune.events import EventLog
 from ucd_ray.tune.executors import Executor, Gang
 from ucd_ray.tune.janitor import remove_leftover_groups
 from ucd_ray.tune.ledger import OPEN, STUDY, Ledger
@@ -80,9 +81,17 @@ def run_study(
     database.claim(spec.name)
     with _claimed(database, spec.name):
         database.save_spec(spec.name, spec.model_dump_json(), facts(spec, recipe))
+        commands.settle(database, spec.name)
         book = _open_book(spec, database)
         if book.finished() < book.wanted or book.adopted:
-            with Progress(spec, console, finished=book.states(), best=book.best()) as progress:
+            with Progress(
+                spec,
+                console,
+                finished=book.states(),
+                best=book.best(),
+                log=EventLog(database, spec.name),
+            ) as progress:
+                progress.total = book.wanted
                 database.on_wait = progress.note
                 _drive(spec, job, book, where, address, progress)
     return trials_table(database, spec.name)
@@ -167,7 +176,7 @@ def _claimed(database: Database, name: str) -> Iterator[None]:
         raise
     finally:
         done.set()
-        thread.join()
+        thread.join(BEAT_S)
         database.release(name)
 
 
