@@ -357,6 +357,22 @@ def test_a_dry_run_says_whose_base_step_it_shares_and_what_it_keeps(
     assert told in " ".join(output.split())
 
 
+def test_a_dry_run_leaves_out_methods_that_the_recipe_does_not_suit(
+    run: Run, shapes: Prepared
+) -> None:
+    small = (
+        "--set",
+        "data.crop=48",
+        "--set",
+        "model.output_stride=16",
+    )  # too small for plop's maps
+    code, output, errors = run(*tiny("train", data=shapes), *small, "--dry-run")
+    assert code == 0, errors
+    assert "base step: shared with finetune, frozen, lwf, ilt, mib, sdr, ewc" in " ".join(
+        output.split()
+    )
+
+
 def test_a_dry_run_says_that_the_base_step_is_there(run: Run, shapes: Prepared) -> None:
     short = ["--set", "optim.iterations_base=2", "--set", "optim.iterations_new=1"]
     run(*tiny("train", data=shapes), *short)

@@ -71,7 +71,7 @@ def test_step_0_is_paid_once_and_the_rest_by_every_trial(shapes: Prepared) -> No
     assert "6 trial(s) to run; sampler tpe, pruner median" in text
     assert "kd.weight │ 1 .. 200 log" in text
     assert "FLOPs: rough" in text
-    assert "10 to 60 GFLOP/s of a core" in text
+    assert "5 to 60 GFLOP/s of a core" in text
 
 
 def test_nothing_is_started_and_no_study_is_made(shapes: Prepared, own_home: Path) -> None:

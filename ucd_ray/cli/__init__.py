@@ -170,7 +170,7 @@ def tune(
     if dry_run:
         from ucd_ray.tune.plan import plan_view, study_plan
 
-        console.print(plan_view(study_plan(spec, address=address)))
+        console.print(plan_view(study_plan(spec, address=address, console=console)))
         return
     table = run_study(spec, address=address, console=console)
     show(table, spec.name, output, None)

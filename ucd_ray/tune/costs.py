@@ -18,8 +18,8 @@ from ucd_ray.tune.executors import Gang
 from ucd_ray.tune.space import StudySpec
 from ucd_ray.tune.tables import step_table
 
-CPU_FLOPS = (10e9, 60e9)  # a second, of one core in float32
-GPU_FLOPS = (15e12, 200e12)  # of one card: an older one in float32 to a new one in bfloat16
+CPU_FLOPS = (5e9, 60e9)  # a second, of one core in float32
+GPU_FLOPS = (8e12, 200e12)  # of one card: an old one in float32 to a new one in bfloat16
 PASSES = 3  # forward, and backward for inputs and weights
 OLD_PASSES = 1  # of the old model, which only looks
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -109,8 +109,13 @@ class Plan:
         return (self.base + self.trial) * self.trials
 
 
-def study_plan(spec: StudySpec, *, address: str | None = None) -> Plan:
-    """What a study would do.  Raises UcdRayError for what its start would refuse."""
+def study_plan(
+    spec: StudySpec, *, address: str | None = None, console: Console | None = None
+) -> Plan:
+    """What a study would do.  Raises UcdRayError for what its start would refuse.
+
+    console: shows that data are prepared, which may take long
+    """
     recipe = spec.base_recipe()
     if not spec.search:
         raise ConfigError(
@@ -125,7 +130,14 @@ def study_plan(spec: StudySpec, *, address: str | None = None) -> Plan:
         check_local(spec.workers, cpus=spec.cpus_per_worker, gpus=spec.gpus_per_worker or 0)
     where = places()
     name = (spec.name, "plan")
-    job = prepare_job(recipe, where, name=name, workers=spec.workers, objective=spec.objective)
+    job = prepare_job(
+        recipe,
+        where,
+        name=name,
+        workers=spec.workers,
+        objective=spec.objective,
+        console=console,
+    )
     database = Database(where.database)
     done = 0
     if database.spec(spec.name) is not None:
