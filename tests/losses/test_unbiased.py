@@ -213,6 +213,19 @@ def test_logits_of_magnitude_200_are_exact() -> None:
     assert losses[0] > 10
 
 
+@pytest.mark.parametrize("offset", [-300.0, -41.0, 41.0, 300.0])
+def test_an_offset_of_all_logits_of_a_pixel_changes_nothing(offset: float) -> None:
+    """Whether the exponentials are taken as they are or of differences to the maximum."""
+    new, old, labels = sample(torch.float32)
+    offsets = offset * (torch.rand(labels.shape, generator=torch.Generator().manual_seed(1)) < 0.5)
+    moved = (new.detach() + offsets.unsqueeze(1)).requires_grad_()
+    losses = unbiased_losses(moved, old + offsets.unsqueeze(1), labels)
+    expected = unbiased_losses(new, old, labels)
+    torch.testing.assert_close(losses, expected, rtol=1e-4, atol=0)
+    wanted = gradient_of(expected, new)
+    torch.testing.assert_close(gradient_of(losses, moved), wanted, rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_float32_also_under_autocast(dtype: torch.dtype) -> None:
     new, old, labels = sample(dtype)
