@@ -11,6 +11,8 @@ BIN := $(abspath $(VENV))/bin
 READY := $(VENV)/.ready
 DEMO := $(CURDIR)/demo-out
 UCD_RAY := UCD_RAY_HOME="$(DEMO)/home" "$(BIN)/ucd-ray"
+# Two processes: the tests that start a cluster in one, one after the other, the rest beside them.
+PYTEST := "$(BIN)/python" -m pytest -n 2 --dist loadgroup
 NEEDS_NOTHING := not ray and not slow and not data and not gpu
 
 .DEFAULT_GOAL := help
@@ -42,10 +44,10 @@ demo: venv
 	$(UCD_RAY) results demo --picture "$(DEMO)/demo.png"
 
 test: venv
-	"$(BIN)/python" -m pytest -m "not gpu"
+	$(PYTEST) -m "not gpu"
 
 test-fast: venv
-	"$(BIN)/python" -m pytest -m "$(NEEDS_NOTHING)"
+	$(PYTEST) -m "$(NEEDS_NOTHING)"
 
 lint: venv
 	"$(BIN)/ruff" check .

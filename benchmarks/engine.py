@@ -250,8 +250,11 @@ def show_work(trials: int) -> None:
     from ucd_ray.tune.places import places
 
     with head() as (address, _):
+        import torch
+
         from ucd_ray import run, run_study
 
+        torch.set_num_threads(1)  # as in a Ray worker with one CPU
         alone = run(spec("alone", 1, 1).base_recipe().with_overrides({"seed": 1}))
         t0, t1 = (step["seconds"] for step in alone.steps)
         run_study(spec("study", trials, 1), address=address)
