@@ -544,6 +544,20 @@ def test_a_paused_trial_goes_back_and_is_handed_out_again_with_its_number(
     assert searcher.suggest("c") == {"key": "0"}
 
 
+def test_a_trial_that_waits_can_be_cancelled(pair: Pair, floor: Floor) -> None:
+    searcher, _ = pair
+    searcher.suggest("a")
+    floor.mode, floor.paused = "paused", {"0"}
+    searcher.on_trial_complete("a")
+    assert searcher.cancel(0)
+    assert not searcher.cancel(0)
+    floor.mode, floor.room = "run", 0
+    assert searcher.suggest("b") is None
+    assert searcher.cancel(1)
+    codes = [t.user_attrs["code"] for t in searcher.book.study.get_trials()]
+    assert codes == ["STOPPED_BY_USER"] * 2
+
+
 def test_a_pruned_trial_stays_pruned_even_if_a_pause_came_with_the_verdict(
     pair: Pair, floor: Floor
 ) -> None:

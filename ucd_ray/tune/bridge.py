@@ -29,6 +29,7 @@ from ucd_ray.tune.samplers import make_sampler
 from ucd_ray.tune.space import Parameter, StudySpec
 
 FINISHED_STATES = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+CANCELLED = "stopped by command"
 OnEvent = Callable[[str, int, dict[str, Any]], None]
 
 
@@ -155,6 +156,8 @@ class TrialBook:
                 entries = {*trial.user_attrs.get(ENTRIES, ()), *report["entries"]}
                 trial.set_user_attr(ENTRIES, sorted(entries))
             trial.set_user_attr("last_step", report["step"])
+        elif kind == "start":
+            self.say_waiting(number, None)
         elif kind == "done":
             self.values[number] = report["value"]
         elif kind == "failed" and report["code"] == STORAGE:  # the next driver adopts the trial
@@ -188,7 +191,9 @@ class TrialBook:
 
     def give_back(self, number: int) -> None:
         """A trial stops where its checkpoint is and will be handed out again, with its number."""
-        self._add_seconds(self.open.pop(number))
+        trial = self.open.pop(number)
+        trial.set_user_attr("waiting", "it stopped at its checkpoint and goes on later")
+        self._add_seconds(trial)
         self.adopted.append(number)
         self.on_event("paused", number, {"kind": "paused"})
 
@@ -216,11 +221,16 @@ class TrialBook:
 
     def cancel_open(self, reason: str) -> None:
         """Ends all trials that are open or would be adopted."""
-        for number in self.adopted:
-            self.open[number] = optuna.Trial(self.study, self.study.trials[number]._trial_id)
-        self.adopted.clear()
+        for number in list(self.adopted):
+            self.cancel_adopted(number, reason)
         for number in list(self.open):
             self.fail(number, "STOPPED_BY_USER", reason)
+
+    def cancel_adopted(self, number: int, reason: str) -> None:
+        """Ends a trial that would be handed out again."""
+        self.adopted.remove(number)
+        self.open[number] = self._adopt(number)
+        self.fail(number, "STOPPED_BY_USER", reason)
 
     def _add_seconds(self, trial: optuna.Trial) -> None:
         started = trial.user_attrs.get("started", time.time())
@@ -274,6 +284,17 @@ class BookSearcher(NotSaved, Searcher):
             self.waiting = self.book.next_trial()
         return self.waiting is not None
 
+    def cancel(self, number: int) -> bool:
+        """Ends a trial that no gang has.  Returns whether it waits for one."""
+        if self.waiting is not None and self.waiting[0] == number:
+            self.waiting = None
+            self.book.fail(number, "STOPPED_BY_USER", CANCELLED)
+        elif number in self.book.adopted:
+            self.book.cancel_adopted(number, CANCELLED)
+        else:
+            return False
+        return True
+
     def _is_over(self) -> bool:
         """Whether nothing will ever be handed out again."""
         if self.dispatcher.ends:
@@ -291,7 +312,7 @@ class BookSearcher(NotSaved, Searcher):
         key = str(number)
         paused = self.dispatcher.ended(key)
         if key in self.dispatcher.cancelled:
-            self.book.fail(number, "STOPPED_BY_USER", "stopped by command")
+            self.book.fail(number, "STOPPED_BY_USER", CANCELLED)
         elif paused and not self.book.has_ended(number):
             self.book.give_back(number)
         else:
@@ -323,11 +344,16 @@ class BookScheduler(NotSaved, FIFOScheduler):
 
 
 class Ticks(NotSaved, Callback):
-    """Ticks the dispatcher in Tune's loop."""
+    """Ticks the dispatcher in Tune's loop, and says which trials wait for workers to start."""
 
-    def __init__(self, dispatcher: Dispatcher) -> None:
-        self.dispatcher = dispatcher
+    def __init__(self, searcher: BookSearcher) -> None:
+        self.searcher = searcher
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Once per turn of Tune's loop."""
-        self.dispatcher.tick()
+        dispatcher, book = self.searcher.dispatcher, self.searcher.book
+        dispatcher.tick()
+        for key, reason in dispatcher.waiting_reasons().items():
+            number = book.open_number(key)
+            if number is not None:
+                book.say_waiting(number, reason)

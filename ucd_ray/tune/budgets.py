@@ -96,6 +96,7 @@ def terminates(study: Any) -> bool:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        warnings.simplefilter("ignore", FutureWarning)  # it leaves Optuna with version 6
         improvement = EMMREvaluator(min_n_trials=TERMINATOR_AFTER, seed=0)
         error = MedianErrorEvaluator(improvement, n_initial_trials=TERMINATOR_AFTER)
         return bool(Terminator(improvement, error, TERMINATOR_AFTER).should_terminate(study))

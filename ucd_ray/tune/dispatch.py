@@ -50,6 +50,7 @@ class Dispatcher:
     capacity: Callable[[], int]
     oom_retries: int = 0
     on_note: Callable[[str], None] = lambda text: None
+    on_cancel: Callable[[int], bool] = lambda number: False  # of a trial that no gang has
     mode: str = "run"  # run, paused, drain, checkpoint
     why: str = ""  # of a mode that is not run
     placed: dict[str, str] = field(default_factory=dict)  # trial key -> answer that it is due
@@ -195,7 +196,9 @@ class Dispatcher:
             return "goes on"
         if command.kind == commands.CANCEL:
             key = str(command.body["number"])
-            return "stopping" if self.cancel(key) else f"trial {key} is not running"
+            if self.cancel(key):
+                return "stopping"
+            return "cancelled" if self.on_cancel(int(key)) else f"trial {key} is not running"
         how = command.body.get("how", "checkpoint")
         if how == "kill":
             return "killed"
@@ -247,8 +250,8 @@ class Dispatcher:
             if time.monotonic() - started > STUCK_S and self.queued:
                 gang = self.executor.gang
                 reasons[self.queued[0]] = (
-                    f"waits for {gang.workers} worker(s) to start on the cluster for "
-                    f"{time.monotonic() - started:.0f} s ({slot})"
+                    f"its {gang.workers} worker(s) have not started for {STUCK_S:.0f} s ({slot}); "
+                    "somebody else may have taken their place on the cluster"
                 )
         return reasons
 

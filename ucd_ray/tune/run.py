@@ -16,7 +16,7 @@ from ucd_ray.job import Job
 from ucd_ray.methods import ADDED, METHODS
 from ucd_ray.recipe import Recipe, schedule
 from ucd_ray.tune.cluster import check_local, connect, private_head_needed
-from ucd_ray.tune.places import places
+from ucd_ray.tune.places import below, places
 from ucd_ray.tune.prepare import prepare_job
 from ucd_ray.tune.progress import epoch_line, pass_line
 from ucd_ray.tune.space import StudySpec
@@ -109,7 +109,7 @@ def _run_on_ray(job: Job, listener: _Listener, address: str | None) -> None:
         spec = StudySpec(name="train", recipe=job.recipe.flat(), workers=job.workers)
         gang = cluster.gang(spec)
         gang.check(job.recipe)
-        with quiet_ray(), Executor(gang, where.runs, "train", trials_per_run=1) as executor:
+        with quiet_ray(), Executor(gang, below(where.runs, ".ray"), "train", 1) as executor:
             executor.add_gang("gang")
             failure = run_single(executor, "run", job, lambda _kind, report: listener(report))
     if failure is not None:

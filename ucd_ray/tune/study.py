@@ -28,7 +28,7 @@ from ucd_ray.tune.events import EventLog
 from ucd_ray.tune.executors import Executor, Gang
 from ucd_ray.tune.janitor import remove_leftover_groups
 from ucd_ray.tune.ledger import OPEN, STUDY, Ledger
-from ucd_ray.tune.places import Places, places
+from ucd_ray.tune.places import Places, below, places
 from ucd_ray.tune.prepare import prepare_job
 from ucd_ray.tune.progress import Progress
 from ucd_ray.tune.results import trials_table
@@ -42,6 +42,7 @@ MAY_CHANGE = {
     "same_failures",
 }
 BEAT_S = 10.0  # between renewals of the claim on a study
+RAY_FILES = ".ray"  # below the runs: Tune's and Train's own; no study can have this name
 POLL_S = 0.5  # between looks at what the base step waits for
 HANDLE_RESTARTS = 3  # of the process through which Tune follows a trial
 KIND_OF = {"COMPLETE": "useful", "PRUNED": "pruned", "FAIL": "failed"}  # states in the ledger
@@ -202,31 +203,31 @@ def _drive(
         admission = Admission(book.database, spec.name, cluster.address, gang)
         admission.release_all()  # of a driver that died
         remove_leftover_groups()
-        with Executor(gang, where.runs, spec.name, spec.trials_per_run) as executor:
-            dispatcher = Dispatcher(
-                job,
-                executor,
-                admission,
-                ledger,
-                Budgets(book, ledger),
-                cluster.nodes,
-                lambda: spec.max_concurrent or cluster.concurrent_trials(gang),
-                spec.oom_retries,
-                progress.note,
-            )
-            if commands.is_paused(book.database, spec.name):
-                how = f"`ucd-ray study resume {spec.name}` goes on"
-                dispatcher.set_mode("paused", f"the study is paused: {how}")
-            try:
+        executor = Executor(gang, below(where.runs, RAY_FILES), spec.name, spec.trials_per_run)
+        dispatcher = Dispatcher(
+            job,
+            executor,
+            admission,
+            ledger,
+            Budgets(book, ledger),
+            cluster.nodes,
+            lambda: spec.max_concurrent or cluster.concurrent_trials(gang),
+            spec.oom_retries,
+            progress.note,
+        )
+        if commands.is_paused(book.database, spec.name):
+            how = f"`ucd-ray study resume {spec.name}` goes on"
+            dispatcher.set_mode("paused", f"the study is paused: {how}")
+        try:
+            with executor, StepCache(Store(job.cache), spec_name(job)).hold([base_key(job, gang)]):
                 run = Run(spec, book, dispatcher, progress)
-                with StepCache(Store(job.cache), spec_name(job)).hold([base_key(job, gang)]):
-                    if run.base_step():
-                        run.trials()
-            except StudyStopped as stopped:
-                progress.note(str(stopped))
-                book.cancel_open(str(stopped))
-            finally:
-                dispatcher.close()
+                if run.base_step():
+                    run.trials()
+        except StudyStopped as stopped:
+            progress.note(str(stopped))
+            book.cancel_open(str(stopped))
+        finally:
+            dispatcher.close()
 
 
 @dataclass
@@ -302,6 +303,7 @@ class Run:
             f"{dispatcher.max_gangs} trial(s) at a time, {gang.workers} worker(s) each"
         )
         searcher = BookSearcher(book, dispatcher)
+        dispatcher.on_cancel = searcher.cancel
         from ray import tune
 
         tuner = tune.Tuner(
@@ -317,7 +319,7 @@ class Run:
                 name=f"tune-{spec.name}",
                 storage_path=dispatcher.executor.storage,
                 verbose=0,
-                callbacks=[Ticks(dispatcher)],
+                callbacks=[Ticks(searcher)],
                 failure_config=tune.FailureConfig(max_failures=HANDLE_RESTARTS),
             ),
         )
