@@ -13,7 +13,7 @@ from ucd_ray.errors import StudyError
 from ucd_ray.tune.bridge import TrialBook
 from ucd_ray.tune.budgets import Budgets, terminates
 from ucd_ray.tune.executors import Gang
-from ucd_ray.tune.ledger import STUDY, Ledger, Spent, held, totals
+from ucd_ray.tune.ledger import STUDY, Ledger, Spent, held, summary, totals
 
 
 def budgets_of(folder: Path, **values: Any) -> tuple[TrialBook, Budgets]:
@@ -139,3 +139,5 @@ def test_the_sum_of_what_was_held_leaves_savings_and_wall_time_out(tmp_path: Pat
     ledger.add_wall(1000.0)
     assert held(totals(ledger.database, "study")) == Spent(12.0, 12.0)
     assert ledger.wall_seconds() == 1000.0
+    told = summary(totals(ledger.database, "study"))
+    assert told == "GPU seconds: useful 7, idle 5, saved 100"

@@ -135,6 +135,15 @@ def ledger_view(spent: dict[str, Spent]) -> Table:
     return table
 
 
+def summary(spent: dict[str, Spent]) -> str:
+    """The ledger in one line."""
+    whole = held(spent)
+    on_gpus = whole.gpu > 0
+    seconds = {kind: value.gpu if on_gpus else value.cpu for kind, value in spent.items()}
+    parts = [f"{kind} {seconds[kind]:.0f}" for kind in KINDS if seconds.get(kind, 0.0) >= 0.5]
+    return f"{'GPU' if on_gpus else 'CPU'} seconds: {', '.join(parts) or 'none'}"
+
+
 def _row(study: str, number: int, kind: str) -> sa.ColumnElement[bool]:
     columns = ledger_table.c
     return sa.and_(columns.study == study, columns.number == number, columns.kind == kind)

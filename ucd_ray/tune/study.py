@@ -27,7 +27,7 @@ from ucd_ray.tune.dispatch import Dispatcher, StudyStopped
 from ucd_ray.tune.events import EventLog
 from ucd_ray.tune.executors import Executor, Gang
 from ucd_ray.tune.janitor import remove_leftover_groups
-from ucd_ray.tune.ledger import OPEN, STUDY, Ledger
+from ucd_ray.tune.ledger import OPEN, STUDY, Ledger, summary, totals
 from ucd_ray.tune.places import Places, below, places
 from ucd_ray.tune.prepare import prepare_job
 from ucd_ray.tune.progress import Progress
@@ -228,6 +228,7 @@ def _drive(
             book.cancel_open(str(stopped))
         finally:
             dispatcher.close()
+        progress.say(summary(totals(book.database, spec.name)))
 
 
 @dataclass
