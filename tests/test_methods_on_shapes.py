@@ -79,6 +79,7 @@ CASES = {
     "ilt-feature": Case(3, SHORT, ILT),  # 25 23 11
     "ilt-freeze": Case(4, SHORT, ILT),  # 26 24 13
     "ilt-decoder": Case(12, SHORT, ILT),  # 36 38 32
+    "ilt-spkd": Case(6, SHORT, ILT),  # 24 23 17
     # The published weights 500 and 100 overshoot at this learning rate.
     "ewc": Case(6, SHORT, {"ewc.weight": 50}),  # 28 32 18
     "rw": Case(6, SHORT, {"rw.weight": 50}),  # 28 23 21
@@ -86,9 +87,6 @@ CASES = {
     # The published 0.01 changes no measured number here.
     "ucd": Case(2, SHORT, {"ucd.weight": 5}),  # 17 15 11
 }
-# This one loses as much as fine-tuning, give or take a point or two, at any weight that does not diverge.
-# What it guards is held all the same.
-GUARDS: dict[str, Flat] = {"ilt-spkd": {**ILT, "spkd.weight": 1000}}
 
 SWITCHES: dict[str, tuple[str, Flat, float]] = {  # old mIoU with two seeds
     "sigmoid mib+ucd": ("mib+ucd", {"model.head": "sigmoid"}, 15),  # 31 34
@@ -224,7 +222,7 @@ def assert_terms_act(outcome: Outcome) -> None:
 
 
 # Terms that look at the last stage of the backbone only.
-ON_BODY = ("feature", "spkd", "matching", "attraction", "repulsion", "sparsity")
+ON_BODY = ("feature", "matching", "attraction", "repulsion", "sparsity")
 
 
 def test_fine_tuning_learns_the_new_classes_and_forgets_the_old_ones(lab: Lab) -> None:
@@ -248,18 +246,6 @@ def test_a_method_acts_and_forgets_less_than_fine_tuning(lab: Lab, method: str) 
     assert outcome.old > lab.run("finetune", case.schedule).old + case.margin
 
 
-@pytest.mark.parametrize("method", GUARDS)
-def test_a_weak_method_acts_and_holds_what_it_guards(lab: Lab, method: str) -> None:
-    values = GUARDS[method]
-    outcome = lab.run(method, SHORT, values)
-    assert_terms_act(outcome)
-    assert outcome.old > lab.run("finetune", SHORT).old - 2
-    (key,) = (key for key in values if key.endswith("weight"))
-    section, unguarded = key.split(".")[0], lab.run(method, SHORT, values, {key: 1e-6})
-    held = outcome.losses[-1][section] / values[key]
-    assert held < 0.7 * unguarded.losses[-1][section] / 1e-6
-
-
 @pytest.mark.parametrize("method", ["mib", "mib+ucd"])
 def test_unbiased_methods_learn_the_new_classes_too(lab: Lab, method: str) -> None:
     assert lab.run(method, LONG).means()["miou_new"] > 15  # 41 40 38
@@ -267,7 +253,7 @@ def test_unbiased_methods_learn_the_new_classes_too(lab: Lab, method: str) -> No
 
 def test_all_methods_are_here() -> None:
     alone = {name for name in METHODS if "+" not in name}
-    assert alone == {name for name in (*CASES, *GUARDS) if "+" not in name} | {"finetune", "joint"}
+    assert alone == {name for name in CASES if "+" not in name} | {"finetune", "joint"}
 
 
 @pytest.mark.parametrize("name", SWITCHES)

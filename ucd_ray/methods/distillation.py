@@ -112,7 +112,10 @@ class DecoderKD(Term):
 
 
 class SimilarityKD(Term):
-    """Similarity-preserving distillation (Tung and Mori, arXiv 1907.09682) of the last backbone stage.
+    """Similarity-preserving distillation (Tung and Mori, arXiv 1907.09682) of what the classifiers read.
+
+    Those are the last features before the outputs: compared at the last backbone stage instead, the
+    decoder is free to forget, measured as much as in fine-tuning.
 
     A batch-level term: the images of one worker's batch are compared with each other, so its value
     depends on the number of workers, and one image alone gives zero.
@@ -120,10 +123,10 @@ class SimilarityKD(Term):
 
     section: ClassVar[str] = "spkd"
 
-    weight: Annotated[float, Field(ge=0)] = 100.0
+    weight: Annotated[float, Field(ge=0)] = 1000.0
     """Factor of similarity-preserving distillation; ours."""
 
     def __call__(self, batch: Batch) -> Tensor:
         from ucd_ray.losses import similarity_distillation
 
-        return similarity_distillation(batch.new.body, batch.teacher.body)
+        return similarity_distillation(batch.new.features, batch.teacher.features)
