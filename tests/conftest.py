@@ -30,6 +30,7 @@ TINY: dict[str, Any] = {
 MakeJob = Callable[..., Job]
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that start a cluster run one after the other, in one of the processes of pytest-xdist."""
     for item in items:
