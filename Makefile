@@ -11,8 +11,9 @@ BIN := $(abspath $(VENV))/bin
 READY := $(VENV)/.ready
 DEMO := $(CURDIR)/demo-out
 UCD_RAY := UCD_RAY_HOME="$(DEMO)/home" "$(BIN)/ucd-ray"
-# Two processes: the tests that start a cluster in one, one after the other, the rest beside them.
-PYTEST := "$(BIN)/python" -m pytest -n 2 --dist loadgroup
+# Tests that start a cluster run one after the other, the rest in two processes.
+PYTEST := "$(BIN)/python" -m pytest
+TWO := -n 2 --dist loadfile
 NEEDS_NOTHING := not ray and not slow and not data and not gpu
 
 .DEFAULT_GOAL := help
@@ -44,10 +45,13 @@ demo: venv
 	$(UCD_RAY) results demo --picture "$(DEMO)/demo.png"
 
 test: venv
-	$(PYTEST) -m "not gpu"
+	@failed=0; \
+	$(PYTEST) -m "ray and not gpu" || failed=1; \
+	$(PYTEST) $(TWO) -m "not ray and not gpu" || failed=1; \
+	exit $$failed
 
 test-fast: venv
-	$(PYTEST) -m "$(NEEDS_NOTHING)"
+	$(PYTEST) $(TWO) -m "$(NEEDS_NOTHING)"
 
 lint: venv
 	"$(BIN)/ruff" check .

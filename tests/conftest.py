@@ -30,14 +30,6 @@ TINY: dict[str, Any] = {
 MakeJob = Callable[..., Job]
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that start a cluster run one after the other, in one of the processes of pytest-xdist."""
-    for item in items:
-        if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
-
-
 @pytest.fixture(autouse=True)
 def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """UCD_RAY_HOME of this test alone; nothing of the user's environment is seen."""
