@@ -14,6 +14,7 @@ from rich.console import Console
 
 from tests.conftest import MakeJob
 from ucd_ray import cli
+from ucd_ray.cli import shared
 from ucd_ray.checkpoint import StepCache, Store
 from ucd_ray.errors import ConfigError
 from ucd_ray.train import LocalContext, train_run
@@ -39,7 +40,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
     def run_command(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["ucd-ray", "cache", *arguments])
-        monkeypatch.setattr(cli, "console", Console(width=cli.WIDE))
+        monkeypatch.setattr(cli, "console", Console(width=shared.WIDE))
         with pytest.raises(SystemExit) as done:
             cli.main()
         captured = capsys.readouterr()

@@ -13,11 +13,26 @@ from ucd_ray.errors import ClusterError, ConfigError
 from ucd_ray.tune import cluster as module
 from ucd_ray.tune.cluster import Cluster, check_fits, free_ports, local_cpus
 from ucd_ray.tune.executors import Gang
+from ucd_ray.tune.nodes import Node
 from ucd_ray.tune.space import StudySpec
 
 
-def cluster_of(cpus: float, gpus: float = 0) -> Cluster:
-    return Cluster("127.0.0.1:1", "", cpus, gpus)
+class Known(Cluster):
+    """A cluster whose nodes, all alike, are known without asking Ray."""
+
+    num_nodes = 1
+
+    def nodes(self) -> list[Node]:
+        each = {"CPU": self.cpus / self.num_nodes, "GPU": self.gpus / self.num_nodes}
+        return [Node(f"n{i}", each, each) for i in range(self.num_nodes)]
+
+
+class TwoNodes(Known):
+    num_nodes = 2
+
+
+def cluster_of(cpus: float, gpus: float = 0, kind: type[Known] = Known) -> Cluster:
+    return kind("127.0.0.1:1", "", cpus, gpus)
 
 
 def spec_of(**values: object) -> StudySpec:
@@ -28,6 +43,12 @@ def test_a_worker_takes_a_gpu_where_each_can_have_one() -> None:
     assert cluster_of(8, 2).gang(spec_of(workers=2)) == Gang(2, 1.0, 1.0)
     assert cluster_of(8, 1).gang(spec_of(workers=2)) == Gang(2, 1.0, 0.0)
     assert cluster_of(8, 2).gang(spec_of(workers=2, gpus_per_worker=0)).gpus == 0
+
+
+def test_a_worker_that_fits_on_no_node_is_refused() -> None:
+    assert cluster_of(8, 4, TwoNodes).gang(spec_of(workers=2, gpus_per_worker=2)).gpus == 2
+    with pytest.raises(ClusterError, match="do not fit on the cluster's nodes"):
+        cluster_of(8, 4, TwoNodes).gang(spec_of(workers=1, gpus_per_worker=3))
 
 
 def test_a_gang_asks_ray_for_gpus_only_if_it_wants_them() -> None:
