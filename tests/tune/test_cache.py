@@ -14,8 +14,8 @@ from rich.console import Console
 
 from tests.conftest import MakeJob
 from ucd_ray import cli
-from ucd_ray.cli import shared
 from ucd_ray.checkpoint import StepCache, Store
+from ucd_ray.cli import shared
 from ucd_ray.errors import ConfigError
 from ucd_ray.train import LocalContext, train_run
 from ucd_ray.tune.cache import list_table, open_steps, parse_age, prune, show_age, show_size, verify
