@@ -342,9 +342,9 @@ class DatabaseSearch:
 
         class Searcher(BookSearcher):
             def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-                if len(book.open) >= SLOTS:
+                if len(self.book.open) >= SLOTS:
                     return None
-                chosen = book.next_trial()
+                chosen = self.book.next_trial()
                 if chosen is None:
                     return self.FINISHED
                 self.number_of[trial_id] = chosen[0]
@@ -353,15 +353,15 @@ class DatabaseSearch:
             def on_trial_complete(
                 self, trial_id: str, result: Any = None, error: bool = False
             ) -> None:
-                book.close(self.number_of.pop(trial_id), lost=error)
+                self.book.close(self.number_of.pop(trial_id), lost=error)
 
         class Scheduler(BookScheduler):
             def on_trial_result(self, tune_controller: Any, trial: Any, result: Any) -> str:
                 number = self.searcher.number_of.get(trial.trial_id)
                 if number is not None and "value" in result:
                     epoch = {"kind": "epoch", "rung": 1, "value": result["value"]}
-                    book.report(number, epoch)
-                    book.report(number, {"kind": "done", "value": result["value"]})
+                    self.searcher.book.report(number, epoch)
+                    self.searcher.book.report(number, {"kind": "done", "value": result["value"]})
                 return "CONTINUE"
 
         self.searcher = Searcher(book, None)  # type: ignore[arg-type]
