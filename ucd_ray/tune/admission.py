@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from ucd_ray.tune.database import Database, is_driven
 from ucd_ray.tune.executors import Gang
 from ucd_ray.tune.nodes import Node, count, fits, free_text
+from ucd_ray.tune.reasons import NEEDS_CPUS, NEEDS_GPUS, NEEDS_NODE, TURN, Reason
 from ucd_ray.tune.tables import hold_table, study_table
 
 WAITS = "waits"  # the slot of a study that waits: it holds nothing, and stands in line
@@ -109,7 +110,7 @@ class Admission:
         rows = connection.execute(query).all()
         return [row for row in rows if is_driven(row.driver, row.heartbeat)]
 
-    def _refusal(self, rows: Sequence[sa.Row[Any]], nodes: Sequence[Node]) -> str | None:
+    def _refusal(self, rows: Sequence[sa.Row[Any]], nodes: Sequence[Node]) -> Reason | None:
         gang = self.gang
         first = next((row.study for row in rows if row.slot == WAITS), self.study)
         held = {row.study: 0.0 for row in rows if row.slot != WAITS}
@@ -125,17 +126,20 @@ class Admission:
                 sum(node.free.get(kind, 0.0) for node in nodes) - _unplaced(rows, kind),
             )
             if need > free:
-                return f"needs {count(need, kind)}, {max(0.0, free):g} free{_holders(held)}"
+                code = NEEDS_GPUS if kind == "GPU" else NEEDS_CPUS
+                text = f"needs {count(need, kind)}, {max(0.0, free):g} free{_holders(held)}"
+                return Reason(code, text)
         bundles = [
             (row.cpus, row.gpus) for row in rows if not row.placed for _ in range(row.workers)
         ]
         if not fits([*bundles, *[(gang.cpus, gang.gpus)] * gang.workers], nodes):
-            return (
+            return Reason(
+                NEEDS_NODE,
                 f"needs {count(gang.cpus, 'CPU')} and {count(gang.gpus, 'GPU')} on one node for each of "
-                f"{gang.workers} worker(s); free: {free_text(nodes)}{_holders(held)}"
+                f"{gang.workers} worker(s); free: {free_text(nodes)}{_holders(held)}",
             )
         if first != self.study and first not in held:
-            return f"study '{first}' has waited longer and goes first{_holders(held)}"
+            return Reason(TURN, f"study '{first}' has waited longer and goes first{_holders(held)}")
         return None
 
 

@@ -9,71 +9,69 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import optuna
 from optuna.trial import TrialState
 from ray.tune import Callback
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from ucd_ray.errors import StudyError, UcdRayError
-from ucd_ray.tune.board import STORAGE
+from ucd_ray.errors import UcdRayError
+from ucd_ray.recipe import Recipe
 from ucd_ray.tune.database import Database
 from ucd_ray.tune.dispatch import Dispatcher
 from ucd_ray.tune.executors import trial_jobs, unpack
-from ucd_ray.tune.pruners import DROPS, PRUNED_CODES, drops_with, make_pruner, why_code, why_pruned
-from ucd_ray.tune.retention import ENTRIES
-from ucd_ray.tune.samplers import make_sampler
-from ucd_ray.tune.space import Parameter, StudySpec
+from ucd_ray.tune.keys import trial_of
+from ucd_ray.tune.names import EXHAUSTIVE
+from ucd_ray.tune.objectives import Best, best_of
+from ucd_ray.tune.proposals import Proposer
+from ucd_ray.tune.revisions import OUTSIDE, REVISION, history
+from ucd_ray.tune.run_book import OnEvent, RunBook
+from ucd_ray.tune.seen import (
+    CANCELLED,
+    STOPPED_BY_USER,
+    Fit,
+    cancel_queued,
+    open_study,
+    points_wanted,
+    see,
+)
+from ucd_ray.tune.spec import StudySpec
 
 FINISHED_STATES = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-CANCELLED = "stopped by command"
-OnEvent = Callable[[str, int, dict[str, Any]], None]
 
 
-def distribution(parameter: Parameter) -> optuna.distributions.BaseDistribution:
-    """The Optuna distribution of a parameter."""
-    if parameter.choices is not None:
-        return optuna.distributions.CategoricalDistribution(parameter.choices)
-    low, high, log = parameter.low, parameter.high, parameter.log
-    assert low is not None and high is not None
-    if parameter.type == "int":
-        step = int(parameter.step or 1)
-        return optuna.distributions.IntDistribution(int(low), int(high), log=log, step=step)
-    return optuna.distributions.FloatDistribution(low, high, log=log, step=parameter.step)
-
-
-class TrialBook:
+class TrialBook(RunBook):
     """Reads and writes the trials of one study."""
 
     def __init__(
         self, spec: StudySpec, database: Database, on_event: OnEvent = lambda *_: None
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.spec, self.database, self.on_event = spec, database, on_event
-        self.study = optuna.create_study(
-            storage=database.optuna_storage(),
-            study_name=spec.name,
-            direction="maximize",
-            pruner=make_pruner(spec.pruner),
-            load_if_exists=True,
+        super().__init__(spec, database, open_study(spec, database), on_event)
+        self.revise(spec)
+
+    def revise(self, spec: StudySpec) -> None:
+        """From now on the stored study has this spec, and sampler and pruner see it so."""
+        self.spec, self.goals = spec, spec.goals
+        self.fit = Fit(history(self.database, spec))
+        self.seen = see(self.database, spec, self.fit)
+        self.seen.pruner = self.study.pruner
+        storage, study_id = self.seen._storage, self.seen._study_id
+        self.proposer = Proposer(
+            self.seen, self.fit.domain, spec.sampler, spec.seed, lambda: storage.earlier(study_id)
         )
-        self.distributions = {key: distribution(p) for key, p in sorted(spec.search.items())}
-        trials = self.study.get_trials(deepcopy=False)
-        self.adopted = [t.number for t in trials if t.state == TrialState.RUNNING]
-        if not trials and spec.first:
-            self.study.enqueue_trial(dict(spec.first))
-        self.open: dict[int, optuna.Trial] = {}
-        self.values: dict[int, float] = {}  # objective after the last step, once it is reported
-        self.reasons: dict[int, tuple[str, str]] = {}  # why a trial failed or was pruned
+        for trial in self.open.values():
+            trial.study = self.seen
 
     @property
     def wanted(self) -> int:
         """Trials of the whole study: what the spec asks for, or all points of an exhaustive sampler."""
-        points = self.spec.num_points
-        return self.spec.trials if points is None else min(self.spec.trials, points)
+        if self.spec.sampler not in EXHAUSTIVE:
+            return self.spec.trials
+        return min(self.spec.trials, points_wanted(self.fit.domain, self.seen))
 
     def finished(self) -> int:
         """Trials that count: COMPLETE, PRUNED and FAIL."""
@@ -89,17 +87,17 @@ class TrialBook:
         trials = self.study.get_trials(deepcopy=False, states=FINISHED_STATES)
         return Counter(trial.state.name for trial in trials)
 
-    def best(self) -> tuple[float, int] | None:
-        """Value and number of the best complete trial."""
+    def best(self) -> Best | None:
+        """The best complete trial, or the Pareto set."""
         complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        return max(((t.values[0], t.number) for t in complete if t.values), default=None)
+        return best_of(self.goals, complete)
 
     def next_trial(self) -> tuple[int, dict[str, Any]] | None:
         """Number and params of the next trial; None when enough are finished or open."""
         if self.adopted:
             trial = self._adopt(self.adopted.pop(0))
         elif not self.is_full():
-            trial = self._ask()
+            trial = self._marked(self.proposer.ask())
         else:
             return None
         self.open[trial.number] = trial
@@ -109,133 +107,68 @@ class TrialBook:
 
     def _adopt(self, number: int) -> optuna.Trial:
         """An open trial of a dead driver.  One that died before it wrote the params asks for them now."""
-        spec = self.spec
-        self.study.sampler = make_sampler(spec.sampler, spec.search, seed=spec.seed, number=number)
-        trial = optuna.Trial(self.study, self.study.get_trials(deepcopy=False)[number]._trial_id)
-        for key, found in self.distributions.items():
-            trial._suggest(key, found)
+        found = self.study.get_trials(deepcopy=False)[number]
+        trial = self.proposer.adopt(found._trial_id)
+        return trial if found.params else self._marked(trial)
+
+    def _marked(self, trial: optuna.Trial) -> optuna.Trial:
+        """A trial that has just got its params, with what the search space is to it."""
+        if self.fit.history.number:
+            trial.set_user_attr(REVISION, self.fit.history.number)  # in one write with the params
+        if outside := self.fit.domain.outside(trial.params):
+            trial.set_user_attr(OUTSIDE, outside)
         return trial
+
+    def recipe_of(self, number: int) -> Recipe:
+        """The recipe of an open trial.  Raises ConfigError if it has params that cannot be."""
+        trial = self.open[number]
+        if trial.user_attrs.get(REVISION, 0) == self.fit.history.number:
+            ranges = OUTSIDE not in trial.user_attrs
+            self.fit.domain.check(trial.params, "value", ranges=ranges)
+        return self.spec.trial_recipe(trial.params)
 
     def is_full(self) -> bool:
         """Whether all trials of the study are finished or open."""
         return not self.adopted and self.finished() + len(self.open) >= self.wanted
 
-    def has_ended(self, number: int) -> bool:
-        """Whether an open trial has told its value, or why it has none."""
-        return number in self.values or number in self.reasons
+    # As a book of runs: each trial has one, which is the trial.
 
-    def _ask(self) -> optuna.Trial:
-        trials = self.study.get_trials(deepcopy=False)
-        waiting = [t.number for t in trials if t.state == TrialState.WAITING]
-        number = waiting[0] if waiting else len(trials)
-        spec = self.spec
-        self.study.sampler = make_sampler(spec.sampler, spec.search, seed=spec.seed, number=number)
-        return self.study.ask(self.distributions)
+    def next_begun(self) -> None:
+        """No further run of a trial that has begun."""
 
-    def report(self, number: int, report: dict[str, Any]) -> bool:
-        """Stores one report of a trial.  Returns whether the trial shall stop here."""
-        trial, kind = self.open[number], report["kind"]
-        stop = False
-        if kind == "epoch" and report["value"] is not None and report["value"] == report["value"]:
-            rung = report["rung"]
-            if rung not in self.study.trials[number].intermediate_values:
-                if (drop := report.get("drop")) is not None:
-                    trial.set_user_attr(DROPS, drops_with(trial.user_attrs, rung, drop))
-                trial.report(report["value"], rung)
-            stop = trial.should_prune()
-            if stop:
-                self.reasons[number] = (
-                    why_code(self.spec.pruner),
-                    why_pruned(self.spec.pruner, rung),
-                )
-        elif kind == "step":
-            # Its own from before it was interrupted, or another trial's: the ledger wants to know.
-            report = {**report, "own": trial.user_attrs.get("last_step", -1) >= report["step"]}
-            self.database.add_step(self.spec.name, number, report)
-            if not report["cached"] and report["step"] > 0:
-                entries = {*trial.user_attrs.get(ENTRIES, ()), *report["entries"]}
-                trial.set_user_attr(ENTRIES, sorted(entries))
-            trial.set_user_attr("last_step", report["step"])
-        elif kind == "start":
-            self.say_waiting(number, None)
-        elif kind == "done":
-            self.values[number] = report["value"]
-        elif kind == "failed" and report["code"] == STORAGE:  # the next driver adopts the trial
-            raise StudyError(f"trial {number} cannot go on: {report['reason']}")
-        elif kind == "failed":
-            self.reasons[number] = (report["code"], report["reason"])
-            if "traceback" in report:
-                trial.set_user_attr("traceback", report["traceback"])
-        elif kind == "smaller":
-            trial.set_user_attr("memory", report["reason"])
-        elif kind == "lost":
-            trial.set_user_attr("lost", [*trial.user_attrs.get("lost", []), report["nodes"]])
-        self.on_event(kind, number, report)
-        return stop
+    def has_begun(self, number: int) -> bool:
+        """Whether other runs of its trial run or have ended."""
+        return False
 
-    def open_number(self, key: str) -> int | None:
-        """The number of an open trial by its key on the board."""
-        return int(key) if key.isdigit() and int(key) in self.open else None
-
-    def say_waiting(self, number: int, reason: str | None) -> None:
-        """Stores why a trial waits for its gang; None: it waits no longer."""
-        trial = self.open[number]
-        if trial.user_attrs.get("waiting") != reason:
-            trial.set_user_attr("waiting", reason)
-            self.on_event("waiting", number, {"kind": "waiting", "reason": reason})
-
-    def fail(self, number: int, code: str, reason: str) -> None:
-        """Ends a trial that cannot be trained."""
-        self.reasons[number] = (code, reason)
-        self.close(number)
-
-    def give_back(self, number: int) -> None:
-        """A trial stops where its checkpoint is and will be handed out again, with its number."""
-        trial = self.open.pop(number)
-        trial.set_user_attr("waiting", "it stopped at its checkpoint and goes on later")
-        self._add_seconds(trial)
-        self.adopted.append(number)
-        self.on_event("paused", number, {"kind": "paused"})
-
-    def close(self, number: int, *, lost: bool = False) -> None:
-        """Tells Optuna how a trial ended.
-
-        lost: its process ended without telling why
-        """
-        trial = self.open.pop(number)
-        value = self.values.get(number)
-        code, reason = self.reasons.get(number, (None, None))
-        if code is None and lost:
-            code, reason = "LOST_DRIVER", "the process that drove the trial ended"
-        if code is None and (value is None or value != value):
-            code, reason = "NO_VALUE", f"{self.spec.objective} has no class with truth pixels"
-        state = TrialState.COMPLETE if code is None else TrialState.FAIL
-        state = TrialState.PRUNED if code in PRUNED_CODES else state
-        self._add_seconds(trial)
-        if code is not None:
-            trial.set_user_attr("code", code)
-            trial.set_user_attr("reason", reason)
-        self.study.tell(trial, value if state == TrialState.COMPLETE else None, state=state)
-        shown = {"state": state.name, "value": value, "reason": reason, "code": code}
-        self.on_event("finished", number, shown)
+    def has_more(self, *, begun: bool = False) -> bool:
+        """Whether open trials have runs to hand out."""
+        return False
 
     def cancel_open(self, reason: str) -> None:
         """Ends all trials that are open or would be adopted."""
         for number in list(self.adopted):
             self.cancel_adopted(number, reason)
         for number in list(self.open):
-            self.fail(number, "STOPPED_BY_USER", reason)
+            self.fail(number, STOPPED_BY_USER, reason)
 
     def cancel_adopted(self, number: int, reason: str) -> None:
         """Ends a trial that would be handed out again."""
         self.adopted.remove(number)
         self.open[number] = self._adopt(number)
-        self.fail(number, "STOPPED_BY_USER", reason)
+        self.fail(number, STOPPED_BY_USER, reason)
 
-    def _add_seconds(self, trial: optuna.Trial) -> None:
-        started = trial.user_attrs.get("started", time.time())
-        seconds = trial.user_attrs.get("seconds", 0.0) + time.time() - started
-        trial.set_user_attr("seconds", seconds)
+    def cancel_unplaced(self, number: int) -> bool:
+        """Ends a trial that is queued or would be handed out again.  Returns whether it is one."""
+        if number in self.adopted:
+            self.cancel_adopted(number, CANCELLED)
+            return True
+        trials = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        queued = [trial for trial in trials if trial.number == number]
+        for trial in queued:
+            cancel_queued(self.study._storage, trial)
+            told = {"state": "FAIL", "value": None, "reason": CANCELLED, "code": STOPPED_BY_USER}
+            self.on_event("finished", number, told)
+        return bool(queued)
 
 
 class NotSaved:
@@ -245,14 +178,67 @@ class NotSaved:
         return {}
 
 
-class BookSearcher(NotSaved, Searcher):
-    """Hands out the trials of a book, each once a gang has room for it."""
+class Book(Protocol):
+    """What runs are handed out from: `TrialBook`, or `ReplicateBook` where trials have several.
 
-    def __init__(self, book: TrialBook, dispatcher: Dispatcher) -> None:
+    A run is what the book calls it, a trial's number or a `Run`; as text it is its key on the board.
+    """
+
+    def next_trial(self) -> tuple[Any, dict[str, Any]] | None:
+        """The next run and its params; None when enough are finished or open."""
+
+    def next_begun(self) -> tuple[Any, dict[str, Any]] | None:
+        """The next run of a trial of which others run or ended."""
+
+    def recipe_of(self, number: Any) -> Recipe:
+        """The recipe of a run.  Raises ConfigError."""
+
+    def has_begun(self, number: Any) -> bool:
+        """Whether other runs of its trial run or have ended."""
+
+    @property
+    def open(self) -> Any:
+        """The open trials, by number."""
+
+    def has_more(self, *, begun: bool = False) -> bool:
+        """Whether open trials have runs to hand out; begun: only those that `next_begun` would."""
+
+    def is_full(self) -> bool:
+        """Whether all runs of the study are finished or handed out."""
+
+    def has_ended(self, number: Any) -> bool:
+        """Whether a run has told its value, or why it has none."""
+
+    def report(self, number: Any, report: dict[str, Any]) -> bool:
+        """Stores one report.  Returns whether the run shall stop here."""
+
+    def open_number(self, key: str) -> Any | None:
+        """An open run by its key on the board."""
+
+    def say_waiting(self, number: Any, reason: str | None) -> None:
+        """Stores why a run waits for its gang."""
+
+    def fail(self, number: Any, code: str, reason: str) -> None:
+        """Ends a run that cannot be trained."""
+
+    def give_back(self, number: Any) -> None:
+        """A run stops where its checkpoint is and will be handed out again."""
+
+    def close(self, number: Any, *, lost: bool = False) -> None:
+        """A run has ended."""
+
+    def cancel_unplaced(self, number: int) -> bool:
+        """Ends a trial none of whose runs is at work.  Returns whether there is one."""
+
+
+class BookSearcher(NotSaved, Searcher):
+    """Hands out the runs of a book, each once a gang has room for it."""
+
+    def __init__(self, book: Book, dispatcher: Dispatcher) -> None:
         super().__init__(metric=None, mode=None)
         self.book, self.dispatcher = book, dispatcher
-        self.number_of: dict[str, int] = {}
-        self.waiting: tuple[int, dict[str, Any]] | None = None
+        self.number_of: dict[str, Any] = {}  # runs by Tune's id
+        self.waiting: tuple[Any, dict[str, Any]] | None = None
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial; None while it waits for its gang."""
@@ -260,13 +246,18 @@ class BookSearcher(NotSaved, Searcher):
         if self.waiting is None and not self._ask():
             return self.FINISHED if self._is_over() else None
         assert self.waiting is not None
-        if self.dispatcher.mode != "run":
-            number, self.waiting = self.waiting[0], None
+        number, _ = self.waiting
+        if self.book.has_ended(number):  # its trial was dropped meanwhile
+            self.waiting = None
+            self.book.close(number)
+            return None
+        if not self._goes_on(number):
+            self.waiting = None
             self.book.give_back(number)
             return None
-        number, params = self.waiting
         try:
-            jobs = trial_jobs(self.dispatcher.job, number, params, self.dispatcher.oom_retries)
+            recipe = self.book.recipe_of(number)
+            jobs = trial_jobs(self.dispatcher.job, number, recipe, self.dispatcher.oom_retries)
         except UcdRayError as error:
             self.waiting = None
             self.book.fail(number, "USER_ERROR", str(error))
@@ -282,24 +273,32 @@ class BookSearcher(NotSaved, Searcher):
     def _ask(self) -> bool:
         if self.dispatcher.may_ask():
             self.waiting = self.book.next_trial()
+        elif self._finishes() and self.dispatcher.has_room():
+            self.waiting = self.book.next_begun()
         return self.waiting is not None
+
+    def _goes_on(self, number: Any) -> bool:
+        """Whether a run that waits may start; a study that ends finishes the trials that run."""
+        mode = self.dispatcher.mode
+        return mode == "run" or (mode == "drain" and self.book.has_begun(number))
+
+    def _finishes(self) -> bool:
+        """Whether trials that run have further runs, and nothing else will start."""
+        return self.dispatcher.mode == "drain" and self.book.has_more(begun=True)
 
     def cancel(self, number: int) -> bool:
         """Ends a trial that no gang has.  Returns whether it waits for one."""
-        if self.waiting is not None and self.waiting[0] == number:
-            self.waiting = None
-            self.book.fail(number, "STOPPED_BY_USER", CANCELLED)
-        elif number in self.book.adopted:
-            self.book.cancel_adopted(number, CANCELLED)
-        else:
-            return False
-        return True
+        if self.waiting is not None and trial_of(str(self.waiting[0])) == number:
+            run, self.waiting = self.waiting[0], None
+            self.book.fail(run, STOPPED_BY_USER, CANCELLED)
+            return True
+        return self.book.cancel_unplaced(number)
 
     def _is_over(self) -> bool:
-        """Whether nothing will ever be handed out again."""
+        """Whether nothing will ever be handed out again: while a trial runs, an edit may add some."""
         if self.dispatcher.ends:
-            return True
-        return self.dispatcher.mode == "run" and self.book.is_full()
+            return not self._finishes()
+        return self.dispatcher.mode == "run" and self.book.is_full() and not self.book.open
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -308,11 +307,11 @@ class BookSearcher(NotSaved, Searcher):
         with self.dispatcher.fatal_errors():
             self._end(self.number_of.pop(trial_id), lost=error)
 
-    def _end(self, number: int, *, lost: bool) -> None:
+    def _end(self, number: Any, *, lost: bool) -> None:
         key = str(number)
         paused = self.dispatcher.ended(key)
         if key in self.dispatcher.cancelled:
-            self.book.fail(number, "STOPPED_BY_USER", CANCELLED)
+            self.book.fail(number, STOPPED_BY_USER, CANCELLED)
         elif paused and not self.book.has_ended(number):
             self.book.give_back(number)
         else:
@@ -331,6 +330,16 @@ class BookScheduler(NotSaved, FIFOScheduler):
     def __init__(self, searcher: BookSearcher) -> None:
         super().__init__()
         self.searcher = searcher
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """The newest trial, so that a process that has become free goes to the one without any.
+
+        Given to an older trial it would end the process that is just starting for that one.
+        """
+        for trial in reversed(tune_controller.get_trials()):
+            if trial.status == Trial.PENDING:
+                return trial
+        return super().choose_trial_to_run(tune_controller)  # one whose process was lost is paused
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """One report of one trial.  The trial ends itself when it is told to stop."""

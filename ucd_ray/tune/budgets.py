@@ -70,10 +70,10 @@ class Budgets:
         patience, best = self.book.spec.patience, self.book.best()
         if patience is None or best is None:
             return None
-        since = sum(1 for number in self.book.finished_numbers() if number > best[1])
+        since = sum(1 for number in self.book.finished_numbers() if number > best.newest)
         if since < patience:
             return None
-        return f"budget: no better trial than {best[1]} ({best[0]:.2f}) in {since} trials"
+        return f"budget: nothing better than {best.text} in {since} trials"
 
     def _terminator(self) -> str | None:
         if not self.book.spec.terminator:

@@ -6,10 +6,12 @@ this process, however this process ends.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import math
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -25,10 +27,14 @@ from typing import Any
 
 from ucd_ray.errors import ClusterError
 from ucd_ray.tune.executors import Gang
+from ucd_ray.tune.lifeline import watched
 from ucd_ray.tune.nodes import Node, fits, free_text
-from ucd_ray.tune.space import StudySpec
+from ucd_ray.tune.spec import StudySpec
 
 START_TIMEOUT_S = 90.0
+KILLED_S = 2.0  # for killed processes to be gone
+FOLDER, OWNER = "ucd-ray-", "driver"  # a head's files, and the host and process that it belongs to
+PORTS = range(20_000, 32_768)  # systems choose from higher ones for whoever asks for any port
 OBJECT_STORE_BYTES = 100_000_000  # no images travel through it
 LEAN = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # also how often reports are fetched
@@ -37,12 +43,21 @@ LEAN = {
     "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_MAX_PENDING_TRIALS_PG": "64",  # processes that follow trials start side by side
+    "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",  # Ray Train's own controller does it
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # a call after the end of a study opens no connection
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the driver; its trials are adopted later
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a worker without GPUs does not see any
+    # Training runs in a thread; glibc gives memory of a thread's own arena back at once, and asks again.
+    "MALLOC_ARENA_MAX": "1",
 }
 """Environment of driver and workers; the start of a Train run takes half the time with it."""
+HEAD_ENVIRONMENT = {
+    # A node that is told to end waits this long for who still uses it: nobody, once its study is over.
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+}
 
 
 @dataclass(frozen=True)
@@ -171,21 +186,28 @@ def _connected(address: str, dashboard: str | None, job: str) -> Iterator[Cluste
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ClusterError(f"cannot connect to the Ray cluster at '{address}': {reason}") from None
+    lost = None
     try:
-        resources = ray.cluster_resources()
-        yield Cluster(
-            address=address,
-            dashboard=f"http://{dashboard or info.dashboard_url}",
-            cpus=resources.get("CPU", 0.0),
-            gpus=resources.get("GPU", 0.0),
-        )
+        with watched(address) as lost:
+            resources = ray.cluster_resources()
+            yield Cluster(
+                address=address,
+                dashboard=f"http://{dashboard or info.dashboard_url}",
+                cpus=resources.get("CPU", 0.0),
+                gpus=resources.get("GPU", 0.0),
+            )
     finally:
-        ray.shutdown()
+        if lost is not None and lost.is_set():
+            atexit.unregister(ray.shutdown)
+        else:
+            ray.shutdown()
 
 
 @contextlib.contextmanager
 def _private_head() -> Iterator[tuple[str, str]]:
-    folder = tempfile.mkdtemp(prefix="ucd-ray-", dir=_short_temp())
+    remove_leftover_folders(Path(_short_temp()))
+    folder = tempfile.mkdtemp(prefix=FOLDER, dir=_short_temp())
+    (Path(folder) / OWNER).write_text(f"{socket.gethostname()} {os.getpid()}")
     ports = free_ports(5)
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
@@ -196,6 +218,7 @@ def _private_head() -> Iterator[tuple[str, str]]:
         *("--min-worker-port", "0", "--max-worker-port", "0"),
         *("--num-cpus", str(local_cpus()), "--object-store-memory", str(OBJECT_STORE_BYTES)),
         *("--temp-dir", folder, "--disable-usage-stats"),
+        *("--include-log-monitor", "False"),  # it sends workers' output to drivers; ours want none
     ]
     with open(Path(folder) / "head.log", "wb") as log:
         head = subprocess.Popen(
@@ -204,6 +227,7 @@ def _private_head() -> Iterator[tuple[str, str]]:
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            env={**os.environ, **HEAD_ENVIRONMENT},
             preexec_fn=_end_with_parent,
         )
     try:
@@ -214,6 +238,17 @@ def _private_head() -> Iterator[tuple[str, str]]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def remove_leftover_folders(parent: Path) -> None:
+    """Removes the files of heads whose driver was killed on this machine."""
+    import psutil
+
+    for owner in parent.glob(f"{FOLDER}*/{OWNER}"):
+        with contextlib.suppress(OSError, ValueError):  # another's, or just removed
+            host, pid = owner.read_text().split()
+            if host == socket.gethostname() and not psutil.pid_exists(int(pid)):
+                shutil.rmtree(owner.parent, ignore_errors=True)
+
+
 def _end_with_parent() -> None:
     """In the child: the kernel ends it when its parent ends, even by kill -9."""
     if sys.platform == "linux":
@@ -221,21 +256,19 @@ def _end_with_parent() -> None:
 
 
 def _end(head: subprocess.Popen[bytes]) -> None:
-    """Ends the head and all that it started."""
+    """Ends the head and all that it started, at once: nothing of it is kept."""
     import psutil
 
     try:
         processes = psutil.Process(head.pid).children(recursive=True)
     except psutil.NoSuchProcess:
         processes = []
-    head.terminate()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        head.wait(timeout=10)
+    head.kill()
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    head.kill()
     head.wait()
+    psutil.wait_procs(processes, timeout=KILLED_S)
 
 
 def _wait_for(head: subprocess.Popen[bytes], ports: list[int], log: Path) -> None:
@@ -253,19 +286,24 @@ def _wait_for(head: subprocess.Popen[bytes], ports: list[int], log: Path) -> Non
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody listens on now.  Raises ClusterError."""
+    """Ports of 127.0.0.1 that nobody listens on now, and that no part of Ray is given by chance meanwhile.
+
+    Raises ClusterError.
+    """
+    found: list[int] = []
     with contextlib.ExitStack() as stack:
-        ports = []
-        for _ in range(count):
-            holder = stack.enter_context(socket.socket())
-            try:
-                holder.bind(("127.0.0.1", 0))
-            except OSError as error:
-                raise ClusterError(
-                    f"no free port on 127.0.0.1 for the Ray head: {error.strerror}"
-                ) from None
-            ports.append(holder.getsockname()[1])
-    return ports
+        for port in random.SystemRandom().sample(PORTS, len(PORTS)):
+            if len(found) == count:
+                break
+            with contextlib.suppress(OSError):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+                found.append(port)
+    if len(found) < count:
+        raise ClusterError(
+            f"no {count} free ports on 127.0.0.1 for the Ray head, "
+            f"of {PORTS.start} to {PORTS.stop - 1}"
+        )
+    return found
 
 
 def _short_temp() -> str:

@@ -17,12 +17,15 @@ from ucd_ray.tune.database import Database, is_driven
 from ucd_ray.tune.tables import command_table, study_table
 
 PAUSE, RESUME, STOP, CANCEL = "pause", "resume", "stop", "cancel"
+EDIT, ENQUEUE = "edit", "enqueue"
+REFUSED = "refused: "  # what an outcome begins with that changed nothing
+DRIVER_ENDED = "its driver had ended"  # the outcome of what a driver finds at its start
 HOWS = ("drain", "checkpoint", "kill")  # of stop
 
 
 @dataclass(frozen=True)
 class Command:
-    """One command; body: `how` of stop, `number` of cancel."""
+    """One command; body: `how` of stop, `number` of cancel, `params` of enqueue, the edit."""
 
     id: int
     kind: str
@@ -69,7 +72,7 @@ def settle(database: Database, study: str) -> None:
     Pause and resume keep their effect: see `is_paused`.
     """
     where = (command_table.c.study == study) & command_table.c.done.is_(None)
-    values = {"done": time.time(), "outcome": "its driver had ended"}
+    values = {"done": time.time(), "outcome": DRIVER_ENDED}
     database.write(
         lambda connection: connection.execute(command_table.update().where(where).values(**values))
     )

@@ -15,7 +15,7 @@ from ucd_ray.errors import UcdRayError
 from ucd_ray.recipe import Recipe
 from ucd_ray.tune.database import Database
 from ucd_ray.tune.executors import Gang
-from ucd_ray.tune.space import StudySpec
+from ucd_ray.tune.spec import StudySpec
 from ucd_ray.tune.tables import step_table
 
 CPU_FLOPS = (5e9, 60e9)  # a second, of one core in float32

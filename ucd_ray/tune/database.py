@@ -15,6 +15,7 @@ on a network file system, or WAL cannot be had, it keeps SQLite's own journal: s
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -35,9 +36,17 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
+from ucd_ray.confusion import decoded
 from ucd_ray.errors import StudyError, did_you_mean
 from ucd_ray.tune.outage import Patience
-from ucd_ray.tune.tables import class_table, metric_table, step_table, study_table
+from ucd_ray.tune.tables import (
+    class_table,
+    confusion_table,
+    environment_table,
+    metric_table,
+    step_table,
+    study_table,
+)
 
 LEASE_S = 30.0  # a driver on another host that was silent for longer is dead
 BUSY_S = 5.0  # one try for the lock of a SQLite file
@@ -274,9 +283,11 @@ class Database:
         update = study_table.update().where(mine).values(**values)
         return self.write(lambda connection: connection.execute(update).rowcount) == 1
 
-    def add_step(self, study: str, number: int, report: dict[str, Any]) -> None:
+    def add_step(
+        self, study: str, number: int, report: dict[str, Any], *, replicate: int = 0
+    ) -> None:
         """Stores what was measured after a step; a repeated report replaces the earlier one."""
-        key = {"study": study, "number": number, "step": report["step"]}
+        key = {"study": study, "number": number, "replicate": replicate, "step": report["step"]}
         metrics, classes = [], []
         for images in ("select", "val"):
             measured = report[images]
@@ -287,15 +298,35 @@ class Database:
                 row = {"class_id": int(class_id), "iou": _number(iou), "forgetting": _number(drop)}
                 classes.append({**key, "images": images, **row})
         step = {k: report[k] for k in ("cached", "seconds", "images", "iterations")}
+        step["entry"] = next(iter(report["entries"]), None)
+        confusion = report.get("confusion")
 
         def work(connection: sa.Connection) -> None:
-            for table in (class_table, metric_table, step_table):
+            for table in (class_table, confusion_table, metric_table, step_table):
                 connection.execute(table.delete().where(*(table.c[k] == v for k, v in key.items())))
-            connection.execute(step_table.insert(), {**key, **step})
+            found = _environment(connection, study, report.get("environment"))
+            connection.execute(step_table.insert(), {**key, **step, "environment": found})
             connection.execute(metric_table.insert(), metrics)
             connection.execute(class_table.insert(), classes)
+            if confusion is not None:
+                connection.execute(confusion_table.insert(), {**key, "counts": decoded(confusion)})
 
         self.write(work)
+
+
+def _environment(
+    connection: sa.Connection, study: str, content: dict[str, Any] | None
+) -> str | None:
+    """The digest under which an environment is stored, once for all trials of a study."""
+    if content is None:
+        return None
+    text = json.dumps(content, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    mine = (environment_table.c.study == study) & (environment_table.c.digest == digest)
+    if connection.execute(sa.select(environment_table.c.digest).where(mine)).first() is None:
+        row = {"study": study, "digest": digest, "content": text}
+        connection.execute(environment_table.insert(), row)
+    return digest
 
 
 def _claim(connection: sa.Connection, name: str) -> None:

@@ -15,10 +15,13 @@ from typing import Any, Protocol
 from ucd_ray.job import Job
 from ucd_ray.tune import commands
 from ucd_ray.tune.admission import Admission
+from ucd_ray.tune.bases import BaseSteps
 from ucd_ray.tune.board import GO, PAUSE, STOP
 from ucd_ray.tune.executors import Executor
+from ucd_ray.tune.keys import trial_of
 from ucd_ray.tune.ledger import WRITE_EVERY_S, Ledger
 from ucd_ray.tune.nodes import Node
+from ucd_ray.tune.reasons import BUSY, PAUSED, STARTING, Reason
 
 TICK_S = 0.5  # between looks at commands, gangs and budgets
 IDLE_S = 30.0  # before a gang without a trial is let go
@@ -31,6 +34,9 @@ class Budget(Protocol):
 
     def exhausted(self) -> str | None:
         """Why no more trials shall start, None if they may."""
+
+    def look(self) -> str | None:
+        """The same, at once."""
 
 
 class StudyStopped(Exception):  # noqa: N818
@@ -51,6 +57,7 @@ class Dispatcher:
     oom_retries: int = 0
     on_note: Callable[[str], None] = lambda text: None
     on_cancel: Callable[[int], bool] = lambda number: False  # of a trial that no gang has
+    handlers: dict[str, Callable[[commands.Command], str]] = field(default_factory=dict)
     mode: str = "run"  # run, paused, drain, checkpoint
     why: str = ""  # of a mode that is not run
     placed: dict[str, str] = field(default_factory=dict)  # trial key -> answer that it is due
@@ -59,7 +66,10 @@ class Dispatcher:
     gangs: dict[str, Any] = field(default_factory=dict)  # as the board last said
     queued: list[str] = field(default_factory=list)
     max_gangs: int = 1
+    bases: BaseSteps | None = None  # None: all trials have the one that is trained before them
     fatal: Exception | None = None
+    _no_room: str | None = None  # for a gang that a queued trial needs
+    _used_up: bool = False  # a budget, so that running trials are finished alone
     _counter: int = 0
     _last_tick: float = 0.0
     _idle: float = 0.0
@@ -76,34 +86,46 @@ class Dispatcher:
 
     def may_ask(self) -> bool:
         """Whether a new trial may be asked for now."""
-        return self.mode == "run" and len(self.placed) < self.max_gangs
+        return self.mode == "run" and self.has_room()
+
+    def has_room(self) -> bool:
+        """Whether a gang could have one more run."""
+        return len(self.placed) < self.max_gangs
 
     def place(self, key: str, jobs: Sequence[Job]) -> str | None:
         """Gives a trial to a gang.  Returns None, or why it must wait.
 
         jobs: the trial's, and what it becomes each time memory runs out
         """
-        reason = self.why if self.mode != "run" else self._gang_for_one_more()
+        halted = self.mode in ("paused", "checkpoint")
+        reason: str | None = Reason(PAUSED, self.why) if halted else None
+        if reason is None and self.bases is not None:
+            reason = self.bases.waits(key, jobs[0])
+        if reason is None:
+            reason = self._gang_for_one_more()
         if reason is None:
             self.placed[key] = GO
+            if self.bases is not None:
+                self.bases.place(key)
             self.executor.put(key, jobs[0], tuple(jobs[1:]))
         return reason
 
     def _gang_for_one_more(self) -> str | None:
-        free = sum(
+        waiting = len(set(self.placed) - self._on_gangs())
+        return None if self._free_gangs() > waiting else self.acquire()
+
+    def _free_gangs(self) -> int:
+        """How many gangs have no trial, or are just starting."""
+        return sum(
             1
             for name, gang in self.gangs.items()
             if not gang["trial"] and not gang["closing"] and name in self.admission.slots
         )
-        waiting = len(set(self.placed) - self._on_gangs())
-        if free > waiting:
-            return None
-        return self.acquire()
 
     def acquire(self) -> str | None:
         """Starts one more gang.  Returns None, or why there is no room for it now."""
         if len(self.admission.slots) >= self.max_gangs:
-            return f"all {self.max_gangs} gang(s) of the study are at work"
+            return Reason(BUSY, f"all {self.max_gangs} gang(s) of the study are at work")
         slot = f"gang{self._counter}"
         reason = self.admission.acquire(slot, self.nodes())
         if reason is None:
@@ -124,6 +146,8 @@ class Dispatcher:
     def ended(self, key: str) -> bool:
         """A trial has ended.  Returns whether it was only paused, so that it goes on later."""
         self.executor.forget(key)
+        if self.bases is not None:
+            self.bases.ended(key)
         for gang in self.gangs.values():
             if gang["trial"] == key:  # the next one need not wait for a tick
                 gang["trial"], gang["idle_s"] = None, 0.0
@@ -153,7 +177,15 @@ class Dispatcher:
         self._write_ledger(seconds)
         reason = self.budget.exhausted() if self.mode == "run" else None
         if reason is not None:
+            self._used_up = True
             self.set_mode("drain", reason)
+
+    def reconsider(self) -> None:
+        """After an edit: how many trials at a time, and whether a budget that was used up has grown."""
+        self.max_gangs = self.capacity()
+        if self.mode == "drain" and self._used_up and self.budget.look() is None:
+            self._used_up = False
+            self.set_mode("run", "goes on: its budget has grown")
 
     def set_mode(self, mode: str, why: str) -> None:
         """Changes what the study does from now on; pausing and checkpoint reach open trials."""
@@ -167,14 +199,19 @@ class Dispatcher:
                 self.placed[key] = PAUSE
                 self.executor.wish(key, PAUSE)
 
-    def cancel(self, key: str) -> bool:
-        """Stops one open trial.  Returns whether it is open."""
-        if key not in self.placed:
-            return False
-        self.placed[key] = STOP
-        self.cancelled.add(key)
-        self.executor.wish(key, STOP)
-        return True
+    def cancel(self, number: int) -> bool:
+        """Stops the runs of an open trial.  Returns whether gangs have any."""
+        keys = [key for key in self.placed if trial_of(key) == number]
+        for key in keys:
+            self.cancelled.add(key)
+            self.stop(key)
+        return bool(keys)
+
+    def stop(self, key: str) -> None:
+        """Stops a run at its next report, if a gang has it."""
+        if key in self.placed:
+            self.placed[key] = STOP
+            self.executor.wish(key, STOP)
 
     def _carry_out_commands(self) -> None:
         database, study = self.admission.database, self.admission.study
@@ -195,10 +232,12 @@ class Dispatcher:
                 self.set_mode("run", "goes on")
             return "goes on"
         if command.kind == commands.CANCEL:
-            key = str(command.body["number"])
-            if self.cancel(key):
+            number = int(command.body["number"])
+            if self.cancel(number):
                 return "stopping"
-            return "cancelled" if self.on_cancel(int(key)) else f"trial {key} is not running"
+            return "cancelled" if self.on_cancel(number) else f"trial {number} is not running"
+        if command.kind in self.handlers:
+            return self.handlers[command.kind](command)
         how = command.body.get("how", "checkpoint")
         if how == "kill":
             return "killed"
@@ -224,6 +263,13 @@ class Dispatcher:
         self._retire_idle()
         if self.mode == "run":
             self._yield_to_others()
+        self._cover_queue()
+
+    def _cover_queue(self) -> None:
+        """Starts gangs for placed trials whose own has ended before it took them."""
+        self._no_room = None
+        while self._no_room is None and len(self.queued) > self._free_gangs():
+            self._no_room = self.acquire()
 
     def _retire_idle(self) -> None:
         idle = [n for n, g in self.gangs.items() if g["up"] and not g["trial"] and not g["closing"]]
@@ -233,6 +279,7 @@ class Dispatcher:
         for name in spare:
             if self.gangs[name]["idle_s"] >= limit:
                 self.executor.retire(name)
+                self.gangs[name]["closing"] = True
 
     def _yield_to_others(self) -> None:
         """Lets a gang go, after its trial, for a study that has none; one at a time, each in its turn."""
@@ -244,14 +291,17 @@ class Dispatcher:
             self.gangs[long[0]]["closing"] = True
 
     def waiting_reasons(self) -> dict[str, str]:
-        """Placed trials whose gang is not up yet, with the reason once it takes long."""
-        reasons = {}
+        """Placed trials whose gang is not up yet, with the reason once it takes long, or has no room."""
+        reasons: dict[str, str] = {}
+        if self._no_room is not None:
+            reasons[self.queued[-1]] = self._no_room
         for slot, started in self.since.items():
             if time.monotonic() - started > STUCK_S and self.queued:
                 gang = self.executor.gang
-                reasons[self.queued[0]] = (
+                reasons[self.queued[0]] = Reason(
+                    STARTING,
                     f"its {gang.workers} worker(s) have not started for {STUCK_S:.0f} s ({slot}); "
-                    "somebody else may have taken their place on the cluster"
+                    "somebody else may have taken their place on the cluster",
                 )
         return reasons
 

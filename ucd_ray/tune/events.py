@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 
 from ucd_ray.errors import StudyError
 from ucd_ray.tune.database import Database
-from ucd_ray.tune.tables import event_table
+from ucd_ray.tune.tables import event_table, study_table
 
 FLUSH_S = 1.0  # between writes
 KEPT = 10_000  # lines that wait for a database that is away; older ones are lost
@@ -30,10 +32,16 @@ class EventLog:
         self._thread = threading.Thread(target=self._write, daemon=True)
         self._thread.start()
 
-    def add(self, text: str, *, kind: str = STUDY_KIND, number: int | None = None) -> None:
-        """One line, of a trial or of the study."""
-        row = {"study": self.study, "number": number, "time": time.time()}
-        self._lines.append({**row, "kind": kind[:LONGEST], "text": text.replace("\0", "")})
+    def add(
+        self,
+        text: str,
+        *,
+        kind: str = STUDY_KIND,
+        number: int | None = None,
+        data: Mapping[str, Any] | None = None,
+    ) -> None:
+        """One line, of a trial or of the study; data: what it says, for programs."""
+        self._lines.append(_row(self.study, text, kind, number, data))
 
     def close(self) -> None:
         """Writes what is left, if the database answers soon."""
@@ -50,9 +58,43 @@ class EventLog:
         if not rows:
             return
         try:
-            self.database.write(lambda connection: connection.execute(event_table.insert(), rows))
+            self.database.write(lambda connection: _insert(connection, rows))
         except StudyError:  # tried again with the next lines
             self._lines.extendleft(reversed(rows[-KEPT:]))
+
+
+def tell(
+    database: Database,
+    study: str,
+    text: str,
+    *,
+    kind: str = STUDY_KIND,
+    number: int | None = None,
+    data: Mapping[str, Any] | None = None,
+) -> None:
+    """One line at once, from who does not drive the study."""
+    row = _row(study, text, kind, number, data)
+    database.write(lambda connection: _insert(connection, [row]))
+
+
+def _row(
+    study: str, text: str, kind: str, number: int | None, data: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    content = None if data is None else json.dumps(data).replace("\\u0000", "")
+    row = {"study": study, "number": number, "time": time.time(), "kind": kind[:LONGEST]}
+    return {**row, "text": text.replace("\0", ""), "data": content}
+
+
+def _insert(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Adds lines of one study.
+
+    Its writers take turns, so that ids become visible in their order: who reads on above the last id
+    that it saw misses none.
+    """
+    of_study = study_table.c.name == rows[0]["study"]
+    lock = sa.select(study_table.c.name).where(of_study).with_for_update(key_share=True)
+    connection.execute(lock)
+    connection.execute(event_table.insert(), list(rows))
 
 
 def events(
@@ -62,11 +104,15 @@ def events(
     number: int | None = None,
     after: int = 0,
     last: int | None = None,
+    first: int | None = None,
 ) -> list[sa.Row[Any]]:
-    """Lines of the log with ids above `after`, of one trial or of all; `last`: only so many."""
+    """Lines of the log with ids above `after`, of one trial or of all; `last`, `first`: only so many."""
     where = (event_table.c.study == study) & (event_table.c.id > after)
     if number is not None:
         where &= event_table.c.number == number
+    if first is not None:
+        query = sa.select(event_table).where(where).order_by(event_table.c.id).limit(first)
+        return database.read(lambda connection: list(connection.execute(query)))
     query = sa.select(event_table).where(where).order_by(event_table.c.id.desc()).limit(last)
     return database.read(lambda connection: list(connection.execute(query)))[::-1]
 

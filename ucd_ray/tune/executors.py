@@ -19,11 +19,15 @@ from ucd_ray.errors import CheckpointError, ClusterError, ConfigError
 from ucd_ray.job import Job
 from ucd_ray.recipe import Recipe, micro_batches
 from ucd_ray.tune.board import ENDS, GO, Board
-from ucd_ray.tune.gangs import serve
+from ucd_ray.tune.keys import Run
+from ucd_ray.tune.lifeline import answers
+from ucd_ray.tune.nodes import on_this_node
 
 HANDLE_RESOURCES = {"cpu": 0, "memory": 1}  # takes no CPU from the workers; Tune wants something
 FAILED_STARTS = 4  # of a gang in a row, before the study ends
 CLOSE_S = 20.0  # for gangs to end by themselves
+LEAVE_S = 10.0  # for threads to notice that their run was ended
+MICRO_BATCH = "micro_batch_new"  # user attribute of a trial: that of its last start
 
 
 @dataclass(frozen=True)
@@ -53,11 +57,12 @@ class Gang:
 
 
 @dataclass
-class _Host:
-    """A gang that this process hosts in a thread."""
+class Host:
+    """A gang that this process hosts in a thread, and the actor that controls its run."""
 
     name: str
     thread: threading.Thread | None = None
+    controller: Any = None
     retired: bool = False
     error: str | None = None
 
@@ -73,31 +78,56 @@ class Executor:
     storage: str
     study: str
     trials_per_run: int | None = None
-    hosts: dict[str, _Host] = field(default_factory=dict)
+    hosts: dict[str, Host] = field(default_factory=dict)
     board: Any = None
+    left: threading.Event = field(
+        default_factory=threading.Event
+    )  # with an error; no thread may call Ray
     on_retired: Callable[[str], None] = lambda gang: None
 
     def __enter__(self) -> Executor:
         import ray
 
         self.board_name = f"board-{self.study}-{uuid.uuid4().hex[:6]}"
-        actor = ray.remote(num_cpus=0, max_concurrency=1000, name=self.board_name)(Board)
+        # On the driver's node, so that only the loss of that one loses it.
+        options = {"num_cpus": 0, "max_concurrency": 1000, "name": self.board_name}
+        actor = ray.remote(**options, scheduling_strategy=on_this_node())(Board)
         self.board = actor.remote()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Ends all gangs: in order if all went well, else with Ray's connection."""
-        if kind is None:
-            for name in list(self.hosts):
-                self.retire(name)
-            deadline = time.monotonic() + CLOSE_S
-            for host in list(self.hosts.values()):
-                if host.thread is not None:
-                    host.thread.join(max(0.0, deadline - time.monotonic()))
+        if kind is not None:
+            return self._leave()
+        for name in list(self.hosts):
+            self.retire(name)
+        _join(list(self.hosts.values()), CLOSE_S)
         import ray
 
         with contextlib.suppress(Exception):
             ray.kill(self.board)
+
+    def _leave(self) -> None:
+        """Ends all runs at once, and waits for their threads.
+
+        Ray's connection closes next: that ends a process in which a thread waits for Ray.
+        """
+        import ray
+
+        self.left.set()
+        hosts = list(self.hosts.values())
+        if not ray.is_initialized() or not answers(ray.get_runtime_context().gcs_address):
+            return  # no call would return
+        for host in hosts:
+            self._end_if_left(host)
+        _join(hosts, LEAVE_S)
+
+    def _end_if_left(self, host: Host) -> None:
+        import ray
+
+        if self.left.is_set() and host.controller is not None:
+            with contextlib.suppress(Exception):
+                ray.kill(host.controller)
 
     # Gangs.
 
@@ -106,7 +136,7 @@ class Executor:
         import ray
 
         ray.get(self.board.add_gang.remote(name))
-        host = _Host(name)
+        host = Host(name)
         host.thread = threading.Thread(target=self._host, args=(host,), daemon=True)
         self.hosts[name] = host
         host.thread.start()
@@ -126,15 +156,19 @@ class Executor:
         found: dict[str, Any] = ray.get(self.board.status.remote())
         return found
 
-    def _host(self, host: _Host) -> None:
+    def _host(self, host: Host) -> None:
         """Runs Ray Train runs for one gang, one after the other, until it is retired."""
         import ray
 
         failed = 0
         while not host.retired and failed < FAILED_STARTS:
+            if self.left.is_set():
+                return
             try:
                 before = self._starts(host.name)
-                reason = self._run(host.name)
+                reason = self._run(host)
+                if self.left.is_set():
+                    return
                 ended = self.trials_per_run == 1 and reason is None
                 failed = 0 if self._starts(host.name) > before else failed + 1
                 host.retired |= ended
@@ -142,7 +176,7 @@ class Executor:
             except (Exception, SystemExit):  # the connection to Ray is closed: the study has ended
                 return
             if failed:
-                time.sleep(2**failed)
+                self.left.wait(2**failed)
         with contextlib.suppress(Exception, SystemExit):
             ray.get(self.board.drop_gang.remote(host.name))
         if not host.error:
@@ -155,40 +189,32 @@ class Executor:
         gangs = ray.get(self.board.status.remote())["gangs"]
         return int(gangs[name]["starts"]) if name in gangs else 0
 
-    def _run(self, name: str) -> str | None:
+    def _run(self, host: Host) -> str | None:
         """One Ray Train run.  Returns why it failed, None if it ended by itself."""
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
+        from ucd_ray.tune.gang_run import run_gang
+        from ucd_ray.tune.gangs import CONTROL_TIMEOUT_S, serve
 
-        from ucd_ray.tune.gangs import CONTROL_TIMEOUT_S
+        def controlled(controller: Any) -> None:
+            host.controller = controller
+            self._end_if_left(host)
 
-        gang = self.gang
-        run_name = f"{self.study}-{name}-{uuid.uuid4().hex[:6]}"
-        trainer = TorchTrainer(
-            serve,
-            train_loop_config={
-                "board": self.board_name,
-                "gang": name,
-                "trials_per_run": self.trials_per_run,
-            },
-            torch_config=TorchConfig(
-                backend="cpu:gloo,cuda:nccl" if gang.gpus else "gloo",
-                timeout_s=int(CONTROL_TIMEOUT_S),
-            ),
-            scaling_config=ScalingConfig(
-                num_workers=gang.workers,
-                use_gpu=gang.gpus > 0,
-                resources_per_worker=gang.resources_per_worker(),
-            ),
-            run_config=RunConfig(
-                name=run_name,
-                storage_path=self.storage,
-                # The board counts how often a trial loses its workers; the run goes on.
-                failure_config=FailureConfig(max_failures=1000),
-            ),
-        )
+        run_name = f"{self.study}-{host.name}-{uuid.uuid4().hex[:6]}"
+        config = {
+            "board": self.board_name,
+            "gang": host.name,
+            "trials_per_run": self.trials_per_run,
+        }
         try:
-            trainer.fit()
+            run_gang(
+                serve,
+                config,
+                name=run_name,
+                storage=self.storage,
+                workers=self.gang.workers,
+                resources=self.gang.resources_per_worker(),
+                control_timeout_s=CONTROL_TIMEOUT_S,
+                on_controller=controlled,
+            )
         except Exception as error:
             return root_cause(error)
         finally:
@@ -221,6 +247,13 @@ class Executor:
         """Drops a trial that has ended from the board."""
         self.board.forget.remote(key)
 
+    def take(self, key: str, since: int, wait_s: float) -> list[dict[str, Any]]:
+        """Reports of a trial from place `since` on; waits for the first, at most `wait_s`."""
+        import ray
+
+        found: list[dict[str, Any]] = ray.get(self.board.take_reports.remote(key, since, wait_s))
+        return found
+
     def reports(self, key: str, check: Callable[[], object]) -> Iterator[dict[str, Any]]:
         """The reports of a trial outside Tune; all are answered with GO.
 
@@ -237,6 +270,14 @@ class Executor:
         return tune.with_resources(
             tune.with_parameters(run_handle, board=self.board_name), dict(HANDLE_RESOURCES)
         )
+
+
+def _join(hosts: list[Host], seconds: float) -> None:
+    """Waits for the threads of hosts, together at most that long."""
+    deadline = time.monotonic() + seconds
+    for host in hosts:
+        if host.thread is not None:
+            host.thread.join(max(0.0, deadline - time.monotonic()))
 
 
 def follow(
@@ -290,13 +331,14 @@ def root_cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[-1] or lines[0]}"
 
 
-def trial_jobs(job: Job, number: int, params: dict[str, Any], oom_retries: int) -> list[Job]:
-    """The job of a trial of a study, and what it becomes each time memory runs out.
+def trial_jobs(job: Job, number: int | Run, recipe: Recipe, oom_retries: int) -> list[Job]:
+    """The job of a run of a study, and what it becomes each time memory runs out.
+
+    job: the study's; recipe: the trial's
 
     A smaller job has half as many images per forward pass, and the same total batch.
     Raises ConfigError if the params do not fit together.
     """
-    recipe = job.recipe.with_overrides(params)
     found = [replace(job, recipe=recipe, name=(*job.name[:-1], str(number)))]
     for _ in range(oom_retries):
         micro, _ = micro_batches(recipe, job.workers, step=1)

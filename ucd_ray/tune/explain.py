@@ -15,9 +15,14 @@ from ucd_ray.recipe import Recipe
 from ucd_ray.tune import commands
 from ucd_ray.tune.cache import show_size
 from ucd_ray.tune.database import Database, is_driven
+from ucd_ray.tune.domain import Domain
+from ucd_ray.tune.goals import goals_of
 from ucd_ray.tune.ledger import ledger_view
+from ucd_ray.tune.names import METHOD
+from ucd_ray.tune.objectives import Best, best_of
+from ucd_ray.tune.parameter import Parameter
 from ucd_ray.tune.progress import short, show_params
-from ucd_ray.tune.space import Parameter, StudySpec
+from ucd_ray.tune.spec import StudySpec
 
 if TYPE_CHECKING:
     from ucd_ray.tune.overview import Budget, OpenTrial, Overview
@@ -25,21 +30,38 @@ if TYPE_CHECKING:
 
 def config_table(spec: StudySpec, *, explain: bool) -> Table:
     """Every key of a study's recipe: value, what is searched, and with `explain` its meaning."""
-    recipe = spec.base_recipe()
-    table = Table(title=f"{recipe.scenario.name}, method {recipe.method}")
+    recipe, first, domain = spec.base_recipe(), spec.first_params, spec.domain()
+    table = Table(title=f"{recipe.scenario.name}, method {', '.join(spec.methods)}")
     columns = ["key", "value", "searched", "first trial"]
     for column in columns + (["from step", "meaning"] if explain else []):
         table.add_column(column)
-    for key, value in recipe.flat().items():
+    flat = recipe.flat()
+    for key in (*flat, *(key for key in domain.order if key not in flat)):
         parameter = spec.search.get(key)
         cells = [
             key,
-            "" if parameter else _show(value),
-            show_range(parameter) if parameter else "",
-            short(spec.first[key]) if key in spec.first else "",
+            "" if parameter else _show(flat[key]),
+            show_range(parameter) + show_conditions(domain, key) if parameter else "",
+            short(first[key]) if key in first else "",
         ]
-        table.add_row(*cells, *(_explanation(recipe, key) if explain else ()))
+        table.add_row(*cells, *(explanation(recipe_with(spec, key), key) if explain else ()))
+    for constraint in domain.constraints:
+        table.add_row("constraint", "", constraint.text)
     return table
+
+
+def recipe_with(spec: StudySpec, key: str) -> Recipe:
+    """The recipe of a method of the study that has `key`."""
+    methods = spec.methods_with(key)
+    return spec.trial_recipe({METHOD: methods[0]} if methods else {})
+
+
+def show_conditions(domain: Domain, key: str) -> str:
+    """Where a searched key exists, if not always."""
+    return "".join(
+        f" where {parent} is {' or '.join(map(short, values))}"
+        for parent, values in domain.conditions[key].items()
+    )
 
 
 def show_range(parameter: Parameter) -> str:
@@ -47,7 +69,13 @@ def show_range(parameter: Parameter) -> str:
     if parameter.choices is not None:
         return "{" + ", ".join(short(choice) for choice in parameter.choices) + "}"
     log = " log" if parameter.log else ""
-    return f"{short(parameter.low)} .. {short(parameter.high)}{log}"
+    step = f" step {short(parameter.step)}" if parameter.step else ""
+    return f"{short(parameter.low)} .. {short(parameter.high)}{log}{step}"
+
+
+def show_value(value: Any) -> str:
+    """A value as YAML spells it, numbers short."""
+    return "null" if value is None else short(value)
 
 
 def _show(value: Any) -> str:
@@ -59,7 +87,8 @@ def first_step(recipe: Recipe, key: str) -> int:
     return _owner(recipe, key)[2]
 
 
-def _explanation(recipe: Recipe, key: str) -> tuple[str, str]:
+def explanation(recipe: Recipe, key: str) -> tuple[str, str]:
+    """The step from which a key of a recipe acts, and its meaning."""
     owner, field, first = _owner(recipe, key)
     text = " ".join((owner.model_fields[field].description or "").split())
     return ("none" if first == NEVER else str(first)), text
@@ -86,7 +115,7 @@ def studies_table(database: Database) -> Table:
     summaries = {s.study_name: s for s in optuna.get_all_study_summaries(storage)}
     for row in database.studies():
         about, spec, summary = json.loads(row.about), json.loads(row.spec), summaries.get(row.name)
-        best = summary.best_trial if summary else None
+        best = _best(storage, spec, summary) if summary else None
         done = summary.n_trials if summary else 0
         started = time.strftime("%Y-%m-%d %H:%M", time.localtime(row.created))
         table.add_row(
@@ -95,11 +124,19 @@ def studies_table(database: Database) -> Table:
             about["method"],
             about["setting"],
             f"{done} of {spec['trials']}",
-            f"{best.value:.2f} (trial {best.number})" if best and best.value is not None else "",
+            best.text if best else "",
             _driver(row, paused=commands.is_paused(database, row.name)),
             started,
         )
     return table
+
+
+def _best(storage: Any, spec: dict[str, Any], summary: Any) -> Best | None:
+    """The best of a study: with one objective and no limits the database finds it."""
+    goals = goals_of(spec)
+    if goals.several or goals.limits:
+        return best_of(goals, storage.get_all_trials(summary._study_id, deepcopy=False))
+    return best_of(goals, [summary.best_trial] if summary.best_trial else [])
 
 
 def _driver(row: Any, *, paused: bool) -> str:
@@ -112,20 +149,23 @@ def overview_view(found: Overview) -> RenderableType:
     about = found.about
     lines = [
         f"study {found.name}: {_state_line(found)}",
-        f"{about.get('scenario')}, {about.get('setting')}, method {about.get('method')}; maximises "
-        f"{about.get('objective')} on {about.get('select_on')}",
+        f"{about.get('scenario')}, {about.get('setting')}, method {about.get('method')}",
+        f"{found.goals}, on {about.get('select_on')}",
         "trials: " + ("  ".join(f"{s} {n}" for s, n in sorted(found.states.items())) or "none yet"),
-        f"best: {found.best[0]:.2f} (trial {found.best[1]})"
-        if found.best
-        else "best: no result yet",
+        f"best: {found.best.text if found.best else 'no result yet'}",
         "budgets: " + ", ".join(_budget_line(budget) for budget in found.budgets),
         f"disk: {_size(found.checkpoint_bytes)} checkpoints of open trials, "
         f"{_size(found.step_bytes)} in the step cache by its trials",
+        *(
+            f"taken over: {count} trial(s) of study {source}"
+            for source, count in found.taken.items()
+        ),
         *([f"base step: {found.base.removeprefix('base step ')}"] if found.base else []),
         *([f"last: {found.said}"] if found.said else []),
     ]
     text = Text("\n".join(lines))
     tables = [_open_table(found.open)] if found.open else []
+    tables += [_revisions_table(found.revisions)] if found.revisions else []
     return Group(text, *tables, *([ledger_view(found.ledger)] if found.ledger else []))
 
 
@@ -148,6 +188,17 @@ def _budget_line(budget: Budget) -> str:
 
 def _size(size: int | None) -> str:
     return "unknown" if size is None else show_size(size)
+
+
+def _revisions_table(revisions: list[dict[str, Any]]) -> Table:
+    table = Table(title="revisions")
+    for column in ("revision", "since", "what changed"):
+        table.add_column(column, overflow="fold")
+    for revision in revisions:
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(revision["created"]))
+        what = "\n".join(revision["changes"]) or "as it was created"
+        table.add_row(str(revision["number"]), since, what)
+    return table
 
 
 def _open_table(trials: list[OpenTrial]) -> Table:

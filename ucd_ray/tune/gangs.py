@@ -76,6 +76,10 @@ class _Worker:
         self.board, self.gang = ray.get_actor(board), gang
         self.cuda = torch.cuda.is_available()
         self.memory = 0
+        if self.cuda:
+            from ray.train.torch import get_device
+
+            torch.cuda.set_device(get_device())
 
     def start(self) -> None:
         """Tells the board that this gang is up, and where."""

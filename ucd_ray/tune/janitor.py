@@ -11,8 +11,11 @@ import contextlib
 OURS = ("ucd-ray", "ucd_ray")  # in the command line of a job's driver
 
 
-def remove_leftover_groups() -> int:
-    """Removes placement groups of ended ucd-ray jobs.  Returns how many."""
+def remove_leftover_groups(address: str) -> int:
+    """Removes placement groups of ended ucd-ray jobs of the cluster at `host:port`.  Returns how many.
+
+    Without the address nothing is found where several clusters run on a machine.
+    """
     from ray._raylet import PlacementGroupID
     from ray.util.placement_group import PlacementGroup, remove_placement_group
     from ray.util.state import list_jobs, list_placement_groups
@@ -21,7 +24,7 @@ def remove_leftover_groups() -> int:
     with contextlib.suppress(
         Exception
     ):  # the state API needs the dashboard; without it nothing is known
-        jobs = list_jobs(limit=1000, raise_on_missing_output=False)
+        jobs = list_jobs(address, limit=1000, raise_on_missing_output=False)
         ended = {
             job.job_id
             for job in jobs
@@ -29,7 +32,7 @@ def remove_leftover_groups() -> int:
             and job.status not in ("RUNNING", "PENDING")
             and any(word in (job.entrypoint or "") for word in OURS)
         }
-        for group in list_placement_groups(limit=1000, raise_on_missing_output=False):
+        for group in list_placement_groups(address, limit=1000, raise_on_missing_output=False):
             if group.state != "REMOVED" and group.creator_job_id in ended:
                 found = PlacementGroupID.from_hex(group.placement_group_id)
                 remove_placement_group(PlacementGroup(found))

@@ -45,25 +45,34 @@ class Ledger:
     database: Database
     study: str
     gang: Gang
-    before: dict[int, Spent] = field(default_factory=dict)  # of open trials, under earlier drivers
+    before: dict[int, Spent] = field(default_factory=dict)  # of open trials, by runs that are over
+    runs: dict[int, dict[int, float]] = field(default_factory=dict)  # seconds by replicate
 
-    def spend(self, number: int, kind: str, seconds: float) -> None:
-        """Sets what an open or ended trial has held: `seconds` of its gang, besides what was before."""
+    def spend(self, number: int, kind: str, seconds: float, *, replicate: int = 0) -> None:
+        """Sets what a run of a trial has held: `seconds` of its gang, besides what was before."""
         if number not in self.before:
             self.before[number] = self._stored(number, OPEN)
-        self._set(number, kind, self.before[number] + self._of_gang(seconds))
+        runs = self.runs.setdefault(number, {})
+        runs[replicate] = seconds
+        self._set(number, kind, self.before[number] + self._of_gang(sum(runs.values())))
 
-    def reopen(self, number: int) -> None:
-        """A trial goes back to be taken again: what it held stays."""
-        self.before.pop(number, None)
+    def reopen(self, number: int, *, replicate: int = 0) -> None:
+        """A run goes back to be taken again: what it held stays."""
+        seconds = self.runs.get(number, {}).pop(replicate, None)
+        if seconds is not None:
+            self.before[number] += self._of_gang(seconds)
 
     def end(self, number: int, kind: str) -> None:
         """Moves what an open trial held to the kind that its end decides."""
-        spent = self._stored(number, OPEN)
         self.before.pop(number, None)
-        gone = ledger_table.delete().where(_row(self.study, number, OPEN))
-        self.database.write(lambda connection: connection.execute(gone))
-        self._set(number, kind, spent + self._stored(number, kind))
+        self.runs.pop(number, None)
+
+        def move(connection: sa.Connection) -> None:
+            spent = self._read(connection, number, OPEN) + self._read(connection, number, kind)
+            connection.execute(ledger_table.delete().where(_row(self.study, number, OPEN)))
+            self._write(connection, number, kind, spent)
+
+        self.database.write(move)
 
     def add(self, kind: str, seconds: float, *, number: int = STUDY) -> None:
         """Adds seconds of a gang."""
@@ -82,22 +91,22 @@ class Ledger:
         return Spent(seconds * gang.workers * gang.cpus, seconds * gang.workers * gang.gpus)
 
     def _stored(self, number: int, kind: str) -> Spent:
-        columns = (ledger_table.c.cpu_seconds, ledger_table.c.gpu_seconds)
-        query = sa.select(*columns).where(_row(self.study, number, kind))
-        row = self.database.read(lambda connection: connection.execute(query).first())
-        return Spent(*row) if row else Spent()
+        return self.database.read(lambda connection: self._read(connection, number, kind))
 
     def _set(self, number: int, kind: str, spent: Spent) -> None:
+        self.database.write(lambda connection: self._write(connection, number, kind, spent))
+
+    def _read(self, connection: sa.Connection, number: int, kind: str) -> Spent:
+        columns = (ledger_table.c.cpu_seconds, ledger_table.c.gpu_seconds)
+        row = connection.execute(sa.select(*columns).where(_row(self.study, number, kind))).first()
+        return Spent(*row) if row else Spent()
+
+    def _write(self, connection: sa.Connection, number: int, kind: str, spent: Spent) -> None:
         values = {"cpu_seconds": spent.cpu, "gpu_seconds": spent.gpu}
-        where = _row(self.study, number, kind)
         key = {"study": self.study, "number": number, "kind": kind}
-
-        def write(connection: sa.Connection) -> None:
-            done = connection.execute(ledger_table.update().where(where).values(**values))
-            if done.rowcount == 0:
-                connection.execute(ledger_table.insert(), {**key, **values})
-
-        self.database.write(write)
+        where = _row(self.study, number, kind)
+        if connection.execute(ledger_table.update().where(where).values(**values)).rowcount == 0:
+            connection.execute(ledger_table.insert(), {**key, **values})
 
 
 def totals(database: Database, study: str) -> dict[str, Spent]:

@@ -24,23 +24,32 @@ from ucd_ray.store import Store
 from ucd_ray.tune import commands
 from ucd_ray.tune.admission import WAITS
 from ucd_ray.tune.database import Database, is_driven
+from ucd_ray.tune.event_data import event_data
+from ucd_ray.tune.events import tell
 from ucd_ray.tune.ledger import OPEN
+from ucd_ray.tune.one_trial import stored_trial
 from ucd_ray.tune.results import state_of, stored_trials
+from ucd_ray.tune.seen import CANCELLED, STOPPED_BY_USER, cancel_queued
 from ucd_ray.tune.tables import hold_table, ledger_table, study_table, tables
 
 WAIT_S = 60.0  # for a driver, unless the caller says otherwise
 SILENT_S = 10.0  # after which a driver that shall end at once is ended from outside
 TERM_S = 10.0  # from SIGTERM to SIGKILL
 POLL_S = 0.2
-CANCELLED = "STOPPED_BY_USER"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a command.  done: it has been carried out, not only noted for the driver."""
+    """What came of a command.
+
+    done: it has been carried out, not only noted for the driver; command: its id, if the driver got one;
+    trial: number of the one that was queued
+    """
 
     text: str
     done: bool = True
+    command: int | None = None
+    trial: int | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +84,7 @@ def driver_of(database: Database, study: str) -> Driver | None:
 
 def pause(database: Database, study: str, *, wait_s: float = WAIT_S) -> Outcome:
     """No new trials; running ones stop at their next checkpoint and their workers are let go."""
-    asked = _Asked(database, study, commands.PAUSE, wait_s)
+    asked = Asked(database, study, commands.PAUSE, wait_s)
     if asked.answer is None and asked.driver is not None:
         return asked.unanswered()
     how = f"`ucd-ray study resume {study}` goes on"
@@ -97,7 +106,7 @@ def pause(database: Database, study: str, *, wait_s: float = WAIT_S) -> Outcome:
 def resume(database: Database, study: str, *, wait_s: float = WAIT_S) -> Outcome:
     """A paused study goes on."""
     was_paused = commands.is_paused(database, study)
-    asked = _Asked(database, study, commands.RESUME, wait_s)
+    asked = Asked(database, study, commands.RESUME, wait_s)
     if asked.answer is None and asked.driver is not None:
         return asked.unanswered()
     if asked.driver is None:
@@ -119,7 +128,7 @@ def stop(
     if driver_of(database, study) is None:
         return _nothing_to_stop(database, study, how)
     kill = how == "kill"
-    asked = _Asked(
+    asked = Asked(
         database, study, commands.STOP, min(wait_s, SILENT_S) if kill else wait_s, how=how
     )
     if how == "drain" and asked.answer is not None:
@@ -155,20 +164,20 @@ def cancel(database: Database, study: str, number: int, *, wait_s: float = WAIT_
     """Ends one open or queued trial; the study goes on.  Raises StudyError if there is no such trial."""
     database.stored_spec(study)
     who = f"trial {number} of study '{study}'"
-    trial = _trial(database, study, number)
+    trial = stored_trial(database, study, number)
     if trial.state.is_finished():
         return Outcome(f"{who} has ended already: {state_of(trial, driven=False)[0]}")
     if driver_of(database, study) is None:
-        with _claimed(database, study):
-            _set_cancelled(database, study, [_trial(database, study, number)])
+        with claimed(database, study):
+            _set_cancelled(database, study, [stored_trial(database, study, number)])
         return Outcome(f"{who} is cancelled")
-    asked = _Asked(database, study, commands.CANCEL, wait_s, number=number)
+    asked = Asked(database, study, commands.CANCEL, wait_s, number=number)
     if asked.answer is None:
         return asked.unanswered()
     if asked.answer == "stopping":
-        asked.wait_until(lambda: _trial(database, study, number).state.is_finished())
-    trial = _trial(database, study, number)
-    if trial.user_attrs.get("code") == CANCELLED:
+        asked.wait_until(lambda: stored_trial(database, study, number).state.is_finished())
+    trial = stored_trial(database, study, number)
+    if trial.user_attrs.get("code") == STOPPED_BY_USER:
         return Outcome(f"{who} is cancelled")
     if trial.state.is_finished():
         return Outcome(f"{who} had ended: {state_of(trial, driven=True)[0]}")
@@ -189,11 +198,13 @@ def delete(database: Database, study: str, runs: Store) -> Outcome:
         raise StudyError(
             f"study '{study}' is running in {driver}; stop it first: `ucd-ray study stop {study}`"
         )
-    with _claimed(database, study):
+    with claimed(database, study):
         import optuna
 
-        with contextlib.suppress(KeyError):  # no driver ever came so far
-            optuna.delete_study(study_name=study, storage=database.optuna_storage())
+        storage = database.optuna_storage()
+        for name in optuna.get_all_study_names(storage):
+            if name.partition("/")[0] == study:  # its own, and those beside it
+                optuna.delete_study(study_name=name, storage=storage)
         runs.delete(study)
         _delete_rows(database, study)  # last: until then the study can be deleted again
     return Outcome(
@@ -212,7 +223,7 @@ def _delete_rows(database: Database, study: str) -> None:
     database.write(work)
 
 
-class _Asked:
+class Asked:
     """A command that was given to the driver of a study, and waited for."""
 
     def __init__(
@@ -246,6 +257,7 @@ class _Asked:
             f"study '{self.study}': {self.driver} has not answered within {self.wait_s:g} s; "
             f"the command ({self.kind}) stays for it, and is carried out when it looks",
             done=False,
+            command=self.id,
         )
 
 
@@ -275,7 +287,7 @@ def end_process(driver: Driver) -> None:
 
 
 @contextlib.contextmanager
-def _claimed(database: Database, study: str) -> Iterator[None]:
+def claimed(database: Database, study: str) -> Iterator[None]:
     """Keeps drivers out of a study.  Raises StudyError if there is one."""
     database.claim(study)
     try:
@@ -286,7 +298,7 @@ def _claimed(database: Database, study: str) -> Iterator[None]:
 
 def _cancel_open(database: Database, study: str) -> str:
     """Cancels what a driver that is gone left open, and gives back what it held.  Returns the numbers."""
-    with _claimed(database, study):
+    with claimed(database, study):
         left = [t for t in stored_trials(database, study) if t.state == TrialState.RUNNING]
         _set_cancelled(database, study, left)
 
@@ -299,12 +311,18 @@ def _cancel_open(database: Database, study: str) -> str:
 
 def _set_cancelled(database: Database, study: str, trials: list[FrozenTrial]) -> None:
     storage = database.optuna_storage()
+    ended = {"state": "FAIL", "code": STOPPED_BY_USER, "reason": CANCELLED}
     for trial in trials:
-        storage.set_trial_user_attr(trial._trial_id, "code", CANCELLED)
-        storage.set_trial_user_attr(trial._trial_id, "reason", "stopped by command")
-        if trial.state == TrialState.WAITING:  # Optuna's order of states
-            storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
-        storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+        if trial.state == TrialState.WAITING:
+            cancel_queued(storage, trial)
+        else:
+            storage.set_trial_user_attr(trial._trial_id, "code", STOPPED_BY_USER)
+            storage.set_trial_user_attr(trial._trial_id, "reason", CANCELLED)
+            storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+        who = f"trial {trial.number}"
+        data = event_data("finished", who, ended)
+        text = f"{who} {data['state']}: {CANCELLED}"
+        tell(database, study, text, kind="finished", number=trial.number, data=data)
     numbers = [trial.number for trial in trials]
     of_open = (
         (ledger_table.c.study == study)
@@ -316,14 +334,6 @@ def _set_cancelled(database: Database, study: str, trials: list[FrozenTrial]) ->
             ledger_table.update().where(of_open).values(kind="failed")
         )
     )
-
-
-def _trial(database: Database, study: str, number: int) -> FrozenTrial:
-    trials = stored_trials(database, study)
-    if not 0 <= number < len(trials):
-        there = f"it has trials 0 to {len(trials) - 1}" if trials else "it has no trials yet"
-        raise StudyError(f"study '{study}' has no trial {number}; {there}")
-    return trials[number]
 
 
 def _gangs(database: Database, study: str) -> int:

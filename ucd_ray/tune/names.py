@@ -1,10 +1,18 @@
-"""Names of samplers and pruners, and the options of pruners.  Needs neither Optuna nor Ray."""
+"""Names of samplers, pruners and objectives, and the options of pruners.  Needs neither Optuna nor Ray."""
 
 from __future__ import annotations
 
 from ucd_ray.errors import ConfigError, did_you_mean
 
-SAMPLERS = ("tpe", "gp", "cmaes", "qmc", "random", "grid", "brute-force")
+METHOD = "method"  # the key whose value decides which other keys there are
+SAMPLERS = ("tpe", "gp", "cmaes", "nsga2", "nsga3", "qmc", "random", "grid", "brute-force")
+MIOUS = tuple(
+    f"miou_{group}{bg}" for group in ("all", "base", "added", "old", "new") for bg in ("", "_bg")
+)
+COSTS = ("forgetting", "drop", "seconds")  # the less the better
+OBJECTIVES = (*MIOUS, *COSTS)
+EPOCHLY = (*MIOUS, "forgetting", "drop")  # measured after every epoch
+ONE_OBJECTIVE = ("cmaes",)  # samplers that know of no more
 EXHAUSTIVE = ("grid", "brute-force")  # try every value of every key, once
 
 # Options with their defaults.  startup: complete trials before others are compared with them; warmup:

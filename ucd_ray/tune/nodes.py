@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 KINDS = ("CPU", "GPU")
 
@@ -42,3 +43,11 @@ def free_text(nodes: Sequence[Node]) -> str:
         + (f" {count(node.free.get('GPU', 0.0), 'GPU')}" if node.total.get("GPU") else "")
         for node in nodes
     )
+
+
+def on_this_node() -> Any:
+    """The scheduling strategy of an actor that is to live and end with this process's node."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from sqlalchemy.exc import DBAPIError
 
-from ucd_ray.errors import StudyError
+from ucd_ray.errors import DatabaseError, StudyError
 
 T = TypeVar("T")
 
@@ -152,9 +152,9 @@ class Patience:
         self._answered()
         return result
 
-    def failure(self, error: BaseException) -> StudyError:
-        """The error as a StudyError that names the database."""
-        return StudyError(f"database '{self.shown}' failed: {reason(error)}")
+    def failure(self, error: BaseException) -> DatabaseError:
+        """The error as one that names the database."""
+        return DatabaseError(f"database '{self.shown}' failed: {reason(error)}")
 
     def _count(self, change: int) -> None:
         with self._lock:
@@ -168,7 +168,7 @@ class Patience:
         if left <= 0:
             self._in_vain = True
             waited = f" (waited {limit:g} s)" if limit else ""
-            raise StudyError(str(self.failure(error)) + waited) from None
+            raise DatabaseError(str(self.failure(error)) + waited) from None
         if attempt > 0 or not is_lost(error):  # a connection gone stale is renewed without a word
             self._tell(error)
         pause = min(0.1 * 2.0 ** min(attempt, 10), LONGEST_PAUSE_S)

@@ -8,20 +8,24 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
-from pydantic import ValidationError
 
-from ucd_ray.errors import CheckpointError
+from ucd_ray.errors import CheckpointError, StudyError
 from ucd_ray.step_eviction import stored_steps
 from ucd_ray.store import Store
 from ucd_ray.tune import commands
 from ucd_ray.tune.database import Database
 from ucd_ray.tune.events import STUDY_KIND, last_lines
+from ucd_ray.tune.goals import goals_of
 from ucd_ray.tune.ledger import Spent, held, totals
 from ucd_ray.tune.manage import Driver, driver_of
+from ucd_ray.tune.objectives import Best, best_of
 from ucd_ray.tune.places import Places
 from ucd_ray.tune.results import state_of, stored_trials
 from ucd_ray.tune.retention import entries_of
-from ucd_ray.tune.space import StudySpec
+from ucd_ray.tune.revisions import revisions
+from ucd_ray.tune.seen import wanted
+from ucd_ray.tune.spec import parsed
+from ucd_ray.tune.taken import taken
 
 PROGRESS_KINDS = ("epoch", "pass", "step", "start", "lost", "smaller")  # lines that tell how far
 
@@ -62,9 +66,12 @@ class Overview:
     driver: Driver | None
     created: float
     about: dict[str, Any]
+    goals: str  # in words
     states: dict[str, int]  # trials by our words
-    best: tuple[float, int] | None
+    best: Best | None
     open: list[OpenTrial]
+    revisions: list[dict[str, Any]]  # number, created and changes; none: it was never edited
+    taken: dict[str, int]  # trials taken over, by study
     base: str | None  # last line of the base step, if it is what runs
     said: str | None  # the last line about the study as a whole
     budgets: list[Budget]
@@ -86,13 +93,13 @@ def overview(database: Database, name: str, where: Places) -> Overview:
     notes = last_lines(database, name, STUDY_KIND)
     row = next(row for row in database.studies() if row.name == name)
     ledger = totals(database, name)
-    best = best_of(trials)
+    goals = goals_of(stored)
+    best = best_of(goals, trials)
     driven = driver is not None
     opened = [
         _open_trial(t, lines.get(t.number), driven) for t in trials if not t.state.is_finished()
     ]
-    wanted = wanted_trials(stored)
-    budgets = _budgets(stored, trials, wanted, best, ledger)
+    budgets = _budgets(stored, trials, wanted_trials(database, stored), best, ledger)
     checkpoints, steps = _disk(where, name, trials)
     return Overview(
         name=name,
@@ -100,9 +107,15 @@ def overview(database: Database, name: str, where: Places) -> Overview:
         driver=driver,
         created=row.created,
         about=database.about(name),
+        goals=goals.words,
         states=dict(Counter(state_of(trial, driven=driven)[0] for trial in trials)),
         best=best,
         open=opened,
+        revisions=[
+            {"number": r.number, "created": r.created, "changes": r.changes}
+            for r in revisions(database, name)
+        ],
+        taken=dict(Counter(trial.source for trial in taken(database, name))),
         base=_base_line(lines.get(None), trials, driven),
         said=notes[None].text if None in notes else None,
         budgets=budgets,
@@ -112,24 +125,23 @@ def overview(database: Database, name: str, where: Places) -> Overview:
     )
 
 
-def best_of(trials: list[FrozenTrial]) -> tuple[float, int] | None:
-    """Value and number of the best complete trial."""
-    complete = [t for t in trials if t.state == TrialState.COMPLETE and t.values]
-    return max(((t.values[0], t.number) for t in complete), default=None)
-
-
 def finished(trials: list[FrozenTrial]) -> int:
     """Trials that count against the study's budget of trials."""
     return sum(trial.state.is_finished() for trial in trials)
 
 
-def wanted_trials(stored: dict[str, Any]) -> int:
+def wanted_trials(database: Database, stored: dict[str, Any]) -> int:
     """Trials of a whole study: what its spec asks for, or all points of an exhaustive sampler."""
-    wanted = int(stored["trials"])
-    with contextlib.suppress(ValidationError):  # of another version
-        points = StudySpec.model_validate(stored).num_points
-        wanted = wanted if points is None else min(wanted, points)
-    return wanted
+    with contextlib.suppress(StudyError):  # of another version
+        return wanted(database, parsed(stored))
+    return int(stored["trials"])
+
+
+def budgets_of(database: Database, name: str) -> list[Budget]:
+    """What of a study's budgets is used; that of trials first.  Raises StudyError if there is none."""
+    stored, trials = database.stored_spec(name), stored_trials(database, name)
+    best = best_of(goals_of(stored), trials)
+    return _budgets(stored, trials, wanted_trials(database, stored), best, totals(database, name))
 
 
 def _state(database: Database, name: str, driver: Driver | None, budgets: list[Budget]) -> str:
@@ -171,11 +183,11 @@ def _budgets(
     stored: dict[str, Any],
     trials: list[FrozenTrial],
     wanted: int,
-    best: tuple[float, int] | None,
+    best: Best | None,
     ledger: dict[str, Spent],
 ) -> list[Budget]:
     wall = ledger.get("wall", Spent()).cpu / 3600
-    since = sum(t.state.is_finished() and t.number > best[1] for t in trials) if best else 0
+    since = sum(t.state.is_finished() and t.number > best.newest for t in trials) if best else 0
     return [
         Budget("trials", finished(trials), wanted),
         Budget("h of wall time", wall, stored.get("max_hours")),

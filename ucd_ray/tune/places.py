@@ -54,7 +54,7 @@ def places() -> Places:
         home.mkdir(parents=True, exist_ok=True)
         probe = home / f".writable-{os.getpid()}"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another thread may have been faster
     except OSError as error:
         raise StudyError(
             f"cannot write to '{home}': {error.strerror}; set UCD_RAY_HOME to a writable directory"

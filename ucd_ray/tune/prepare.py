@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +39,10 @@ def prepare_job(
     """
     for step in range(2):
         micro_batches(recipe, workers, step=step)
+    data = prepared_data(recipe.scenario.dataset, recipe.data.source, where, console)
     job = Job(
         recipe=recipe,
-        data=str(_data(recipe, where, console or Console(quiet=True)).path),
+        data=str(data.path),
         cache=where.steps,
         weights=_weights_file(recipe, where),
         store=where.runs,
@@ -57,12 +60,16 @@ def prepare_job(
     return job
 
 
-def _data(recipe: Recipe, where: Places, console: Console) -> Prepared:
+def prepared_data(
+    dataset: str, source: str | None, where: Places, console: Console | None = None
+) -> Prepared:
+    """The prepared form of what `--data` names, with a progress bar.  Raises DataError."""
+    console = console or Console(quiet=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(f"preparing {recipe.scenario.dataset}", total=None)
+        task = progress.add_task(f"preparing {dataset}", total=None)
         return prepared_for(
-            recipe.scenario.dataset,
-            recipe.data.source,
+            dataset,
+            source,
             where.data,
             lambda done, total: progress.update(task, completed=done, total=total),
         )
@@ -128,7 +135,12 @@ except UcdRayError as error:
 
 
 def _with_torch(module: str, function: str, **arguments: Any) -> Any:
-    """What a check that needs torch returns, from a process of its own: the driver stays light."""
+    """What a check that needs torch returns.
+
+    Where torch is not loaded the check has a process of its own: the driver stays light.
+    """
+    if "torch" in sys.modules:
+        return _checked_here(getattr(import_module(module), function), arguments)
     done = subprocess.run(
         [sys.executable, "-c", CHECK, module, function, json.dumps(arguments)],
         capture_output=True,
@@ -140,6 +152,14 @@ def _with_torch(module: str, function: str, **arguments: Any) -> Any:
         raise getattr(errors, kind)(message)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+def _checked_here(check: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+    """What a check returns, as JSON would have it."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):  # a network that is made draws its weights
+        return json.loads(json.dumps(check(**arguments), default=asdict))
 
 
 def _check_network(job: Job) -> None:

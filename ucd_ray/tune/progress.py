@@ -6,24 +6,28 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from ucd_ray.tune.curves import Curves
+from ucd_ray.tune.event_data import event_data, shown_state
 from ucd_ray.tune.events import STUDY_KIND, EventLog
-from ucd_ray.tune.space import StudySpec
+from ucd_ray.tune.keys import trial_of
+from ucd_ray.tune.spec import StudySpec
 
-OWN_STATES = {"OUT_OF_MEMORY": "INFEASIBLE", "STOPPED_BY_USER": "CANCELLED"}  # by reason code
+if TYPE_CHECKING:
+    from ucd_ray.tune.objectives import Best
 
 
 class Progress:
     """Follows the events of a study.  On a terminal the last lines are kept up to date.
 
     log: gets every line, for `ucd-ray study logs`
+    curves: gets every event, for TensorBoard
     """
 
     def __init__(
@@ -32,15 +36,19 @@ class Progress:
         console: Console,
         *,
         finished: Counter[str],
-        best: tuple[float, int] | None = None,
+        best: Best | None = None,
         log: EventLog | None = None,
+        curves: Curves | None = None,
     ) -> None:
-        self.spec, self.console, self.log = spec, console, log
-        self._of: tuple[str, int | None] = (STUDY_KIND, None)  # kind and trial of what is said now
+        self.spec, self.console, self.log, self.curves = spec, console, log, curves
+        if curves is not None:
+            curves.on_failure = self.note
+        # Kind and trial of what is said now, and the same for programs.
+        self._of: tuple[str, int | None, dict[str, Any] | None] = (STUDY_KIND, None, None)
         self.states: Counter[str] = Counter()  # trials by our words
         for state, count in finished.items():
             self.states[shown_state(state)] += count
-        self.best = best  # value and number
+        self.best = best
         self.total = spec.trials
         self.running: dict[str, str] = {}
         self.waiting = ""
@@ -62,6 +70,8 @@ class Progress:
     ) -> None:
         if self.live.is_started:
             self.live.stop()
+        if self.curves is not None:
+            self.curves.close()
         self._record(_ending(kind, error))
         if self.log is not None:
             self.log.close()
@@ -76,8 +86,8 @@ class Progress:
 
     def _record(self, line: str) -> None:
         if self.log is not None:
-            kind, number = self._of
-            self.log.add(line, kind=kind, number=number)
+            kind, number, data = self._of
+            self.log.add(line, kind=kind, number=number, data=data)
 
     def note(self, line: str) -> None:
         """Says something about the study as a whole."""
@@ -95,14 +105,26 @@ class Progress:
         """One event of a run; `who` is `base step` or `trial 3`."""
         handler = getattr(self, f"_on_{kind}", None)
         if handler is not None:
-            self._of = kind, _number(who)
+            self._of = kind, _number(who), event_data(kind, who, report)
             handler(who, report)
-            self._of = STUDY_KIND, None
+            self._of = STUDY_KIND, None, None
+        if self.curves is not None:
+            self.curves.event(kind, who, report)
 
     def _on_started(self, who: str, params: dict[str, Any]) -> None:
         self.running[who] = "waits for its workers"
         self.started[who] = time.monotonic()
         self.say(f"{who} created: {show_params(params)}")
+
+    def _on_run(self, who: str, report: dict[str, Any]) -> None:
+        self.running.pop(_trial(who), None)  # its runs are shown instead
+        self.running[who] = "waits for its workers"
+        self.started[who] = time.monotonic()
+        self.say(f"{who} created: {report['label']}")
+
+    def _on_measured(self, who: str, report: dict[str, Any]) -> None:
+        self.running.pop(who, None)
+        self.say(f"{who} {self._outcome(report)}")
 
     def _on_start(self, who: str, report: dict[str, Any]) -> None:
         seconds = time.monotonic() - self.started.get(who, time.monotonic())
@@ -153,17 +175,20 @@ class Progress:
 
     def _on_finished(self, who: str, report: dict[str, Any]) -> None:
         self.running.pop(who, None)
-        state, value = report["state"], report["value"]
-        self.states[shown_state(state, report)] += 1
-        if state == "COMPLETE" and (self.best is None or value > self.best[0]):
-            self.best = (value, int(who.split()[-1]))
-        shown = f"{self.spec.objective} {value:.2f}" if state == "COMPLETE" else report["reason"]
-        self.say(f"{who} {shown_state(state, report)}: {shown}")
+        self.states[shown_state(report["state"], report)] += 1
+        self.say(f"{who} {self._outcome(report)}")
+
+    def _outcome(self, report: dict[str, Any]) -> str:
+        state, shown = report["state"], report["reason"]
+        if state == "COMPLETE":
+            shown = self.spec.goals.said(report["values"])
+            shown += "".join(f"; breaks '{limit}'" for limit in report["broken"])
+        return f"{shown_state(state, report)}: {shown}"
 
     def _render(self) -> RenderableType:
         lines = [Text(f"{who}  {state}") for who, state in self.running.items()]
         counts = "  ".join(f"{state} {count}" for state, count in sorted(self.states.items()))
-        best = f"best {self.best[0]:.2f} (trial {self.best[1]})" if self.best else "no result yet"
+        best = f"best {self.best.text}" if self.best else "no result yet"
         done = sum(self.states.values())
         head = f"study {self.spec.name}: {done} of {self.total} trials  {counts}  {best}"
         wait = [Text(self.waiting, style="yellow")] if self.waiting else []
@@ -199,20 +224,14 @@ def short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def shown_state(state: str, attributes: Mapping[str, Any] | None = None) -> str:
-    """Optuna's state in our words; attributes: the trial's, whose `code` and `waiting` tell more."""
-    known = attributes or {}
-    if state == "FAIL":
-        return OWN_STATES.get(str(known.get("code")), "FAILED")
-    if state == "RUNNING" and known.get("waiting"):
-        return "WAITING"
-    return "QUEUED" if state == "WAITING" else state
-
-
 def _number(who: str) -> int | None:
-    """The number of `trial 3`, None of the base step."""
-    number = who.rpartition(" ")[2]
-    return int(number) if number.isdigit() else None
+    """The number of `trial 3` and of its run `trial 3-r1`, None of the base step."""
+    return trial_of(who.rpartition(" ")[2]) if who.startswith("trial ") else None
+
+
+def _trial(who: str) -> str:
+    """`trial 3`, of its run `trial 3-r1`."""
+    return f"trial {_number(who)}"
 
 
 def _ending(kind: type[BaseException] | None, error: BaseException | None) -> str:

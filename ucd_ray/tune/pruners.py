@@ -19,7 +19,8 @@ from optuna.trial import FrozenTrial, TrialState
 from ucd_ray.errors import ConfigError
 from ucd_ray.tune.names import pruner_options
 
-PRUNED_CODES = ("PRUNER", "FORGETTING")
+RACING = "RACING"  # code of a trial that was weaker than the best one in its first replicates
+PRUNED_CODES = ("PRUNER", "FORGETTING", RACING)
 DROPS = "drops"  # user attribute of a trial: {rung: drop of old-class mIoU since its base step}
 
 

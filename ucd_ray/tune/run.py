@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -16,10 +18,12 @@ from ucd_ray.job import Job
 from ucd_ray.methods import ADDED, METHODS
 from ucd_ray.recipe import Recipe, schedule
 from ucd_ray.tune.cluster import check_local, connect, private_head_needed
+from ucd_ray.tune.curves import Curves
 from ucd_ray.tune.places import below, places
 from ucd_ray.tune.prepare import prepare_job
 from ucd_ray.tune.progress import epoch_line, pass_line
-from ucd_ray.tune.space import StudySpec
+from ucd_ray.tune.space import default_name
+from ucd_ray.tune.spec import StudySpec
 
 
 @dataclass(frozen=True)
@@ -41,36 +45,67 @@ def run(
     workers: int = 1,
     address: str | None = None,
     console: Console | None = None,
+    tensorboard: Path | None = None,
 ) -> RunResult:
     """Trains a recipe over all its steps, or goes on with it; finished steps come from the cache.
 
     workers: 1 trains in this process, more as DDP workers of Ray Train
     address: of a Ray cluster; None: RAY_ADDRESS, else a private head on this machine
+    tensorboard: directory for curves; None: no curves
     Raises UcdRayError for what a user can mend.
     """
     console = console or Console(quiet=True)
-    where = places()
+    check_machine(workers, address)
+    job = run_job(recipe, workers=workers, console=console)
+    return run_prepared(job, address=address, console=console, tensorboard=tensorboard)
+
+
+def check_machine(workers: int, address: str | None) -> None:
+    """Raises ClusterError if a head on this machine is needed and cannot hold the workers."""
     if workers > 1 and private_head_needed(address):
         check_local(workers, cpus=1.0, gpus=0.0)
+
+
+def run_job(recipe: Recipe, *, workers: int = 1, console: Console | None = None) -> Job:
+    """The checked job of a run.  Raises UcdRayError."""
     name = ("train", _digest(recipe))
-    job = prepare_job(recipe, where, name=name, workers=workers, console=console)
-    listener = _Listener(console)
-    if workers == 1:
-        _run_here(job, listener)
-    else:
-        _run_on_ray(job, listener, address)
-    return RunResult(recipe, listener.steps)
+    return prepare_job(recipe, places(), name=name, workers=workers, console=console)
+
+
+def run_prepared(
+    job: Job, *, address: str | None, console: Console, tensorboard: Path | None = None
+) -> RunResult:
+    """Trains a checked job, as `run` says.  Raises UcdRayError."""
+    named = f"{default_name(job.recipe.flat())}-{job.name[-1][:6]}"
+    with contextlib.closing(_Listener(console, named, tensorboard)) as listener:
+        if job.workers == 1:
+            _run_here(job, listener)
+        else:
+            _run_on_ray(job, listener, address)
+        return RunResult(job.recipe, listener.steps)
 
 
 class _Listener:
-    """Shows reports and keeps those of finished steps."""
+    """Shows reports and keeps those of finished steps.
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    name: of the run, among others in the directory for curves
+    """
+
+    def __init__(self, console: Console, name: str, tensorboard: Path | None) -> None:
+        self.console, self.name = console, name
         self.steps: list[dict[str, Any]] = []
+        self.curves = Curves(tensorboard) if tensorboard else None
+        if self.curves is not None:
+            self.curves.on_failure = self.say
+
+    def close(self) -> None:
+        if self.curves is not None:
+            self.curves.close()
 
     def __call__(self, report: dict[str, Any]) -> None:
         kind = report["kind"]
+        if self.curves is not None:
+            self.curves.event(kind, self.name, report)
         if kind == "start":
             for note in report["notes"]:
                 self.say(note)
@@ -120,9 +155,9 @@ def _digest(recipe: Recipe) -> str:
     return hashlib.sha256(json.dumps(recipe.flat(), sort_keys=True).encode()).hexdigest()[:12]
 
 
-def plan_table(recipe: Recipe, *, workers: int) -> Table:
+def plan_table(job: Job) -> Table:
     """What a run would do: images, updates and epochs of every step, and memory of a worker."""
-    job = prepare_job(recipe, places(), name=("train", "dry-run"), workers=workers)
+    recipe, workers = job.recipe, job.workers
     from ucd_ray.memory import training_bytes
     from ucd_ray.runtime import choose_runtime
 

@@ -7,103 +7,24 @@ first trial; `by_method` replaces parts of it for one method.  Needs neither tor
 from __future__ import annotations
 
 import importlib.resources
-import math
 import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ValidationError
 
-from ucd_ray.config import SECTIONS, Config
 from ucd_ray.errors import ConfigError, did_you_mean
 from ucd_ray.methods import ADDED, METHODS
-from ucd_ray.recipe import Recipe, check_key, check_method, check_searched, describe, method_keys
+from ucd_ray.recipe import check_method, describe, method_keys
 from ucd_ray.scenarios import read_scenario
-from ucd_ray.tune.names import EXHAUSTIVE, check_sampler, pruner_options
-
-Value = str | int | float | bool | None | list[float] | dict[str, Any]
-OBJECTIVES = tuple(
-    f"miou_{group}{bg}" for group in ("all", "base", "added", "old", "new") for bg in ("", "_bg")
-)
-
-
-class Parameter(Config):
-    """How one key varies: a range (`low`, `high`, optionally `log` or `step`) or `choices`."""
-
-    low: float | None = None
-    """Smallest value."""
-    high: float | None = None
-    """Largest value."""
-    log: bool = False
-    """Sample evenly in the logarithm."""
-    step: Annotated[float, Field(gt=0)] | None = None
-    """Distance of neighbouring values."""
-    type: Literal["float", "int"] = "float"
-    """Kind of the values of a range."""
-    choices: tuple[str | int | float | bool | None, ...] | None = None
-    """The values to choose from, instead of a range."""
-
-    @model_validator(mode="after")
-    def _range_or_choices(self) -> Self:
-        if self.choices is not None:
-            if self.low is not None or self.high is not None:
-                raise ValueError("give either low and high, or choices")
-            if not self.choices:
-                raise ValueError("choices is empty")
-            return self
-        if self.low is None or self.high is None:
-            raise ValueError("give low and high, or choices")
-        if self.low >= self.high:
-            raise ValueError(f"low ({self.low}) must be below high ({self.high})")
-        if self.log and (self.low <= 0 or self.step is not None):
-            raise ValueError("log needs low > 0 and no step")
-        numbers = (self.low, self.high, self.step or 1.0)
-        if self.type == "int" and not all(number.is_integer() for number in numbers):
-            raise ValueError("type int needs whole numbers for low, high and step")
-        return self
-
-    def samples(self) -> tuple[str | int | float | bool | None, ...]:
-        """Values that tell whether all fit a key: a range's ends and a value between, or all choices."""
-        if self.choices is not None:
-            return self.choices
-        assert self.low is not None and self.high is not None
-        if self.type == "int":
-            return (int(self.low), int(self.high))
-        inner = self.low + (self.step or (self.high - self.low) / 2**0.5)
-        return (self.low, self.high, inner)
-
-    def points(self) -> tuple[str | int | float | bool | None, ...] | None:
-        """All values, if they can be counted: choices, whole numbers, or a range with a step."""
-        if self.choices is not None:
-            return self.choices
-        assert self.low is not None and self.high is not None
-        whole = self.type == "int"
-        step = self.step or (1.0 if whole else None)
-        if step is None:
-            return None
-        values = (self.low + step * i for i in range(int((self.high - self.low) / step + 1e-9) + 1))
-        return tuple(int(value) if whole else value for value in values)
-
-    def holds(self, value: Value) -> bool:
-        """Whether `value` lies in the range or is a choice."""
-        if self.choices is not None:
-            return value in self.choices
-        assert self.low is not None and self.high is not None
-        return isinstance(value, int | float) and self.low <= value <= self.high
-
-
-class SpacePart(Config):
-    """What a search space says for all methods, or for one."""
-
-    recipe: dict[str, Value] = {}
-    """Fixed values under their flat keys."""
-    search: dict[str, Parameter] = {}
-    """How keys vary."""
-    first: dict[str, Value] = {}
-    """Values of the first trial: the published ones."""
+from ucd_ray.tune.names import METHOD
+from ucd_ray.tune.parameter import Value
+from ucd_ray.tune.several_methods import together_fixed, together_searched
+from ucd_ray.tune.space_part import SpacePart, narrowed
+from ucd_ray.tune.spec import StudySpec, uses
 
 
 class SearchSpace(SpacePart):
@@ -118,132 +39,37 @@ class SearchSpace(SpacePart):
 
     def part(self, method: str) -> SpacePart:
         """The part for `method`: keys that only other methods have are left out."""
-        host = method.removesuffix(ADDED)
-        named = {**method_parts(), **self.by_method}
-        own = named.get(method) or named.get(host) or SpacePart()
-        known = set(method_keys(method))
-        merged: dict[str, Any] = {}
+        own = self._own(self.by_method, method)
+        usual = SpacePart() if own else self._own(method_parts(), method) or SpacePart()
+        # What a file says for the methods it is about counts more than what is usual for them.
+        about = method in self.methods()
+        parts = (usual, self, own or SpacePart()) if about else (self, usual, own or SpacePart())
+        merged: dict[str, Any] = {
+            "constraints": tuple(c for part in parts for c in part.constraints)
+        }
         for field in ("recipe", "search", "first"):
-            values = {**getattr(self, field), **getattr(own, field)}
-            for key in values:
-                if key not in known:  # of another method, or a mistake
-                    _check_some_method_has(key)
-            merged[field] = {key: v for key, v in values.items() if key in known}
-        if method == "joint":  # it has one step: what acts on later ones cannot be searched
-            for field in ("search", "first"):
-                merged[field] = {key: v for key, v in merged[field].items() if acts_at_first(key)}
+            values = {key: value for part in parts for key, value in getattr(part, field).items()}
+            for key in set(values) - set(method_keys(method)):  # of another method, or a mistake
+                _check_some_method_has(key)
+            known = (
+                method_keys(method) if field == "recipe" else [k for k in values if uses(method, k)]
+            )
+            merged[field] = {k: v for k, v in values.items() if k in known and k != METHOD}
         return SpacePart.model_construct(**merged)
 
+    def _own(self, parts: Mapping[str, SpacePart], method: str) -> SpacePart | None:
+        return parts.get(method) or parts.get(method.removesuffix(ADDED))
 
-class StudySpec(Config):
-    """One study: a recipe, what varies in it, and how long."""
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,80}$")]
-    """Name of the study; also the name of its directory."""
-    recipe: dict[str, Value]
-    """Fixed values under their flat keys, scenario, setting and method among them."""
-    search: dict[str, Parameter] = {}
-    """How keys vary."""
-    first: dict[str, Value] = {}
-    """Values of the first trial."""
-    trials: Annotated[int, Field(gt=0)] = 20
-    """Trials to run: complete, pruned and failed ones count."""
-    objective: str = "miou_all"
-    """What is maximised, on the images of `eval.select_on` after the last step."""
-    sampler: str = "tpe"
-    """How new params are proposed: tpe, gp, cmaes, qmc, random, grid or brute-force."""
-    pruner: str = "median"
-    """How weak trials are stopped early: none, median, percentile, successive-halving, hyperband, patient,
-    threshold or forgetting, with options as in `forgetting:limit=10,warmup=2`."""
-    seed: int = 0
-    """Seed of the sampler."""
-    workers: Annotated[int, Field(gt=0)] = 1
-    """Training workers of one trial (DDP)."""
-    cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
-    """CPUs of one worker."""
-    gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
-    """GPUs of one worker; null: one if the cluster has GPUs, else none."""
-    max_concurrent: Annotated[int, Field(gt=0)] | None = None
-    """Trials at a time; null: as many as fit."""
-    trials_per_run: Annotated[int, Field(gt=0)] | None = None
-    """Trials that a gang of workers trains before new ones are started; null: no limit."""
-    oom_retries: Annotated[int, Field(ge=0)] = 0
-    """How often a trial that runs out of memory is tried again with half the micro-batch."""
-    keep_best: Annotated[int, Field(gt=0)] = 1
-    """Best trials whose networks are kept."""
-    max_hours: Annotated[float, Field(gt=0)] | None = None
-    """Hours of wall time after which no more trials start; running ones are finished."""
-    max_gpu_hours: Annotated[float, Field(gt=0)] | None = None
-    """GPU hours after which no more trials start."""
-    patience: Annotated[int, Field(gt=0)] | None = None
-    """Trials without a better one after which no more start."""
-    terminator: bool = False
-    """Whether Optuna's terminator may end the study."""
-    same_failures: Annotated[int, Field(gt=0)] = 3
-    """Trials that fail with the same traceback after which the study stops."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        both = sorted(set(self.recipe) & set(self.search))
-        if both:
-            raise ConfigError(f"key '{both[0]}' is both fixed and searched; remove it from one")
-        if self.objective not in OBJECTIVES:
-            hint = did_you_mean(self.objective, OBJECTIVES)
-            raise ConfigError(f"unknown objective '{self.objective}'; {hint}")
-        check_sampler(self.sampler)
-        pruner_options(self.pruner)
-        self._check_points()
-        unknown = sorted(set(self.first) - set(self.search))
-        if unknown:
-            raise ConfigError(f"first value of '{unknown[0]}', which is not searched")
-        self._check_ranges()
-        return self
-
-    @property
-    def num_points(self) -> int | None:
-        """How many trials the sampler has; None: no end."""
-        if self.sampler not in EXHAUSTIVE:
-            return None
-        return math.prod(len(parameter.points() or ()) for parameter in self.search.values())
-
-    def _check_points(self) -> None:
-        for key, parameter in self.search.items():
-            if self.sampler in EXHAUSTIVE and parameter.points() is None:
-                raise ConfigError(
-                    f"sampler '{self.sampler}' tries every value, but '{key}' has a range without a "
-                    "step; give it choices, or low, high and step"
-                )
-
-    def _check_ranges(self) -> None:
-        recipe = self.base_recipe()
-        for key, parameter in self.search.items():
-            check_key(key, recipe.method)
-            check_searched(recipe, key)
-            for value in parameter.samples():
-                try:
-                    recipe.with_overrides({key: value})
-                except ConfigError as error:
-                    raise ConfigError(f"search range of '{key}': {error}") from None
-        for key, first in self.first.items():
-            if not self.search[key].holds(first):
-                raise ConfigError(
-                    f"first value of '{key}' ({first}) is outside of its search range"
-                )
-        added = ("miou_old", "miou_added")
-        if len(recipe.steps.steps) == 1 and self.objective.removesuffix("_bg") in added:
-            raise ConfigError(f"objective '{self.objective}' needs a second step; there is one")
-        if recipe.steps.background is False and self.objective.endswith("_bg"):
-            raise ConfigError(
-                f"objective '{self.objective}': {recipe.scenario.dataset} does not score background"
-            )
-
-    def base_recipe(self) -> Recipe:
-        """The recipe that all trials share, searched keys at their defaults."""
-        return Recipe.from_flat(self.recipe)
-
-    def trial_recipe(self, params: Mapping[str, Any]) -> Recipe:
-        """The recipe of a trial with these params."""
-        return self.base_recipe().with_overrides(params)
+    def methods(self) -> tuple[str, ...]:
+        """The methods that are tuned when none is asked for."""
+        searched = self.search.get(METHOD)
+        if searched is None:
+            return (self.method,)
+        if searched.choices is None:
+            raise ConfigError("search range of 'method': give choices, such as [mib, mib+ucd]")
+        first = self.first.get(METHOD)
+        found = (first, *searched.choices) if first in searched.choices else searched.choices
+        return tuple(dict.fromkeys(map(str, found)))
 
 
 @cache
@@ -269,11 +95,11 @@ def space_of(scenario: str, space: str | None, *, generated: bool) -> SearchSpac
 
 
 def load_search_space(name: str) -> SearchSpace:
-    """The search space called `name`, or in the YAML file at that path.
+    """The search space called `name`, or in the YAML or JSON file at that path.
 
     Raises ConfigError naming file, key and value.
     """
-    if name.endswith((".yaml", ".yml")):
+    if name.endswith((".yaml", ".yml", ".json")):
         return _parse(_read(Path(name)), name)
     spaces = known_spaces()
     if name in spaces:
@@ -307,19 +133,28 @@ def build_spec(
     settings: other fields of StudySpec.  Raises ConfigError.
     """
     overrides = dict(overrides or {})
-    method = method or overrides.get("method") or space.method
-    check_method(method)
-    part = space.part(method)
-    recipe = {"scenario": space.scenario, **part.recipe, **overrides, "method": method}
-    if str(recipe["scenario"]).endswith((".yaml", ".yml")):  # the file may change or move
-        recipe["scenario"] = read_scenario(Path(recipe["scenario"])).model_dump(mode="json")
-    search = {key: parameter for key, parameter in part.search.items() if key not in overrides}
+    set_method = overrides.pop(METHOD, None)
+    asked = method or set_method
+    methods = tuple(str(asked).split(",")) if asked else space.methods()
+    first: dict[str, Value] | tuple[dict[str, Value], ...]
+    for each in methods:
+        check_method(each)
+    parts = {each: _part(space, each, overrides) for each in dict.fromkeys(methods)}
+    recipe = together_fixed({each: part.recipe for each, part in parts.items()})
+    if len(parts) == 1:
+        (part,) = parts.values()
+        recipe[METHOD], search, first = methods[0], part.search, part.first
+    else:
+        search = together_searched({each: part.search for each, part in parts.items()})
+        first = tuple({METHOD: each, **part.first} for each, part in parts.items())
+    given = [c for part in parts.values() for c in part.constraints]
     values: dict[str, Any] = {
         "name": name or default_name(recipe),
-        "recipe": recipe,
+        "recipe": {**overrides, **recipe},
         "search": search,
-        "first": {key: value for key, value in part.first.items() if key in search},
+        "first": first,
         **settings,
+        "constraints": tuple(dict.fromkeys([*given, *settings.get("constraints", ())])),
     }
     try:
         return StudySpec.model_validate(values)
@@ -327,27 +162,24 @@ def build_spec(
         raise ConfigError(describe(error)) from None
 
 
-def changed(spec: StudySpec, settings: Mapping[str, Any]) -> StudySpec:
-    """A spec with other values in some of its fields.  Raises ConfigError."""
-    try:
-        return StudySpec.model_validate({**spec.model_dump(), **settings})
-    except ValidationError as error:
-        raise ConfigError(describe(error)) from None
+def _part(space: SearchSpace, method: str, overrides: Mapping[str, Any]) -> SpacePart:
+    """What is fixed and searched for one method, under values that a user fixes."""
+    part = space.part(method)
+    recipe: dict[str, Any] = {"scenario": space.scenario, **part.recipe}
+    recipe |= {key: value for key, value in overrides.items() if key in method_keys(method)}
+    if str(recipe["scenario"]).endswith((".yaml", ".yml")):  # the file may change or move
+        recipe["scenario"] = read_scenario(Path(recipe["scenario"])).model_dump(mode="json")
+    return narrowed(part.model_copy(update={"recipe": recipe}), method, set(overrides))
 
 
 def default_name(recipe: Mapping[str, Any]) -> str:
-    """scenario + setting + method."""
+    """scenario + setting + method, `methods` if it is searched."""
     scenario = recipe["scenario"]
     if not isinstance(scenario, str):
         scenario = str(scenario.get("name") or scenario.get("dataset"))
-    name = f"{Path(scenario).stem}-{recipe.get('setting', 'overlapped')}-{recipe['method']}"
+    method = recipe.get(METHOD, "methods")
+    name = f"{Path(scenario).stem}-{recipe.get('setting', 'overlapped')}-{method}"
     return re.sub(r"[^A-Za-z0-9._+-]", "-", name)
-
-
-def acts_at_first(key: str) -> bool:
-    """Whether a key of a recipe section acts at step 0."""
-    section, _, field = key.partition(".")
-    return section in SECTIONS and SECTIONS[section].acts_from(field) == 0
 
 
 def _check_some_method_has(key: str) -> None:

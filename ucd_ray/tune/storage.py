@@ -15,7 +15,7 @@ import copy
 import json
 import threading
 import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -28,18 +28,21 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from ucd_ray.errors import StudyError
-from ucd_ray.tune.trial_rows import Rows, Write, local
+from ucd_ray.tune.trial_rows import VALUES, Rows, Write, local
 
 if TYPE_CHECKING:
     from ucd_ray.tune.database import Database
 
 T = TypeVar("T")
 
+BY_VALUE = "ucd_trial_by_value"  # Optuna has none: a page of trials by value would read all of them
 OPENINGS = 10  # processes that make Optuna's tables at the same time disturb one another
 
 
 def open_rdb(database: Database) -> RDBStorage:
-    """Optuna's own storage on the connections of a database; makes its tables.  Raises StudyError.
+    """Optuna's own storage on the connections of a database; makes its tables, and our index on them.
+
+    Raises StudyError.
 
     Its URL has no password: it needs none.
     """
@@ -53,9 +56,12 @@ def open_rdb(database: Database) -> RDBStorage:
     }
     for attempt in range(OPENINGS):
         try:
-            return database.patience.keep_trying(
+            storage = database.patience.keep_trying(
                 lambda: RDBStorage(f"{backend}+{driver}://", engine_kwargs=dict(options))
             )
+            if not database.read(_has_index):
+                database.write(_make_index)
+            return storage
         except StudyError as error:
             made = ("already exists", "duplicate key", "UNIQUE constraint")
             if attempt == OPENINGS - 1 or not any(part in str(error) for part in made):
@@ -64,6 +70,15 @@ def open_rdb(database: Database) -> RDBStorage:
             raise StudyError(f"database '{database.shown}': {error}") from None
         time.sleep(0.1 * (attempt + 1))
     raise AssertionError
+
+
+def _has_index(connection: sa.Connection) -> bool:
+    return any(i["name"] == BY_VALUE for i in sa.inspect(connection).get_indexes(VALUES.name))
+
+
+def _make_index(connection: sa.Connection) -> None:
+    columns = "(objective, value, trial_id)"
+    connection.exec_driver_sql(f"CREATE INDEX IF NOT EXISTS {BY_VALUE} ON {VALUES.name} {columns}")
 
 
 class Mirror:
@@ -233,14 +248,18 @@ class StudyStorage(BaseStorage):
         """Sets a param, which is written with the next write of its trial."""
         with self._lock:
             mirror, trial = self._writable(trial_id)
-            known = mirror.distributions.get(param_name)
-            if known is not None:
-                optuna.distributions.check_distribution_compatibility(known, distribution)
+            self.check_kind(trial_id, param_name, distribution)
             trial.params[param_name] = distribution.to_external_repr(param_value_internal)
             trial.distributions[param_name] = distribution
             write = self.rows.param(trial_id, param_name, param_value_internal, distribution)
             self._write_later(trial_id, write)
             mirror.put(trial)
+
+    def check_kind(self, trial_id: int, name: str, distribution: BaseDistribution) -> None:
+        """Raises ValueError if the study had another kind of distribution, or other choices."""
+        known = self._mirror_of(trial_id).distributions.get(name)
+        if known is not None:
+            optuna.distributions.check_distribution_compatibility(known, distribution)
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
         """Sets an attribute of Optuna's own, which is written with the next write of its trial."""
@@ -249,6 +268,21 @@ class StudyStorage(BaseStorage):
             trial.system_attrs[key] = json.loads(json.dumps(value))
             self._write_later(trial_id, self.rows.system_attr(trial_id, key, value))
             mirror.put(trial)
+
+    def amend(self, attributes: Mapping[int, Mapping[str, Any]]) -> None:
+        """Sets attributes of finished trials, by their id: what is known of them and was not stored."""
+        with self._lock:
+            writes = [
+                self.rows.user_attr(trial_id, key, value)
+                for trial_id, own in attributes.items()
+                for key, value in own.items()
+            ]
+            self.database.write(lambda connection: self.rows.write(connection, writes))
+            for trial_id, own in attributes.items():
+                mirror = self._mirror_of(trial_id)
+                trial = changed(mirror.trials[trial_id])
+                trial.user_attrs.update(json.loads(json.dumps(own)))
+                mirror.put(trial)
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
         """Sets an attribute."""

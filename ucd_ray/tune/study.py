@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import _thread
 import contextlib
+import json
 import threading
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -15,45 +15,61 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from ucd_ray.checkpoint import StepCache, Store, TrialStore
-from ucd_ray.errors import CheckpointError, ConfigError, StudyError, UcdRayError
+from ucd_ray.data.prepare import Prepared
+from ucd_ray.errors import CheckpointError, ConfigError, StudyError
 from ucd_ray.job import Job
-from ucd_ray.recipe import Recipe, describe, micro_batches
+from ucd_ray.recipe import Recipe, micro_batches
 from ucd_ray.tune import commands
 from ucd_ray.tune.admission import Admission
-from ucd_ray.tune.board import ENDS, GO
+from ucd_ray.tune.base_runs import Bases, base_key, base_name
+from ucd_ray.tune.bases import BaseSteps, shares_base
 from ucd_ray.tune.cluster import check_local, connect, private_head_needed
+from ucd_ray.tune.curves import Curves
 from ucd_ray.tune.database import Database
 from ucd_ray.tune.dispatch import Dispatcher, StudyStopped
 from ucd_ray.tune.events import EventLog
-from ucd_ray.tune.executors import Executor, Gang
+from ucd_ray.tune.executors import Executor
 from ucd_ray.tune.janitor import remove_leftover_groups
-from ucd_ray.tune.ledger import OPEN, STUDY, Ledger, summary, totals
+from ucd_ray.tune.keys import Run, run_keys
+from ucd_ray.tune.ledger import OPEN, Ledger, summary, totals
+from ucd_ray.tune.names import METHOD
 from ucd_ray.tune.places import Places, below, places
 from ucd_ray.tune.prepare import prepare_job
 from ucd_ray.tune.progress import Progress
+from ucd_ray.tune.replicates import replicate_jobs
 from ucd_ray.tune.results import trials_table
 from ucd_ray.tune.retention import tidy
+from ucd_ray.tune.revisions import revisions
 from ucd_ray.tune.single import quiet_ray
-from ucd_ray.tune.space import StudySpec
+from ucd_ray.tune.spec import SETTINGS, StudySpec, changed, parsed
+from ucd_ray.tune.standing import best_two
+from ucd_ray.tune.stoppable import stoppable
+from ucd_ray.tune.warm_start import check_images, check_sources, warm_start
 
 MAY_CHANGE = {
     *("trials", "max_concurrent", "cpus_per_worker", "gpus_per_worker", "trials_per_run"),
     *("oom_retries", "keep_best", "max_hours", "max_gpu_hours", "patience", "terminator"),
-    "same_failures",
+    *("same_failures", "racing"),
 }
 BEAT_S = 10.0  # between renewals of the claim on a study
 RAY_FILES = ".ray"  # below the runs: Tune's and Train's own; no study can have this name
-POLL_S = 0.5  # between looks at what the base step waits for
 HANDLE_RESTARTS = 3  # of the process through which Tune follows a trial
 KIND_OF = {"COMPLETE": "useful", "PRUNED": "pruned", "FAIL": "failed"}  # states in the ledger
 
 
 def run_study(
-    spec: StudySpec, *, address: str | None = None, console: Console | None = None
+    spec: StudySpec,
+    *,
+    sources: Sequence[str] = (),
+    address: str | None = None,
+    console: Console | None = None,
+    tensorboard: Path | None = None,
 ) -> pa.Table:
     """Runs a study, or goes on with it, until it has its trials.  Returns its table of trials.
 
+    sources: other studies whose fitting trials its sampler is given
     address: of a Ray cluster; None: RAY_ADDRESS, else a private head on this machine
+    tensorboard: directory for curves of its trials; None: no curves
     Raises UcdRayError for what a user can mend.
     """
     console = console or Console(quiet=True)
@@ -69,20 +85,28 @@ def run_study(
             micro_batches(recipe.with_overrides({key: value}), spec.workers)
     if private_head_needed(address):
         check_local(spec.workers, cpus=spec.cpus_per_worker, gpus=spec.gpus_per_worker or 0)
+    curves = Curves(tensorboard / spec.name) if tensorboard else None
+    database = Database(where.database)
+    check_sources(database, spec, sources)
     job = prepare_job(
         recipe,
         where,
         name=(spec.name, "base"),
         workers=spec.workers,
-        objective=spec.objective,
+        objective=spec.goals.scalar,
         console=console,
     )
-    database = Database(where.database)
-    register(database, spec, recipe)
+    for other in _recipes(spec)[1:]:
+        assert replace(job, recipe=other).plan  # raises on bad input
+    jobs = replicate_jobs(job, spec)
+    check_images(database, spec, sources, job.prepared.fingerprint)
+    register(database, spec, recipe, job.prepared)
     database.claim(spec.name)
     with _claimed(database, spec.name):
-        database.save_spec(spec.name, spec.model_dump_json(), facts(spec, recipe))
+        about = facts(spec, recipe, job.prepared)
+        database.save_spec(spec.name, spec.model_dump_json(), about)
         commands.settle(database, spec.name)
+        warm = [warm_start(database, spec, source) for source in sources]
         book = _open_book(spec, database)
         if book.finished() < book.wanted or book.adopted:
             with Progress(
@@ -91,10 +115,13 @@ def run_study(
                 finished=book.states(),
                 best=book.best(),
                 log=EventLog(database, spec.name),
+                curves=curves,
             ) as progress:
                 progress.total = book.wanted
                 database.on_wait = progress.note
-                _drive(spec, job, book, where, address, progress)
+                for told in warm:
+                    progress.note(str(told))
+                _drive(spec, jobs, book, where, address, progress)
     return trials_table(database, spec.name)
 
 
@@ -104,36 +131,81 @@ def _open_book(spec: StudySpec, database: Database) -> Any:
     return TrialBook(spec, database)
 
 
-def register(database: Database, spec: StudySpec, recipe: Recipe) -> None:
+def register(
+    database: Database, spec: StudySpec, recipe: Recipe, data: Prepared | None = None
+) -> None:
     """Stores the spec of a new study, or checks that it is the stored one.  Raises StudyError."""
     stored = database.spec(spec.name)
+    if stored is None:
+        database.save_spec(spec.name, spec.model_dump_json(), facts(spec, recipe, data))
+        return
+    edits = revisions(database, spec.name)
     content = spec.model_dump(mode="json")
-    if stored is not None:
-        differing = differences(stored, content)
-        if differing:
-            raise StudyError(
-                f"study '{spec.name}' exists with another spec; differing: {'; '.join(differing)}. "
-                "Choose another --name, or start it with the same values"
+    if edits:  # which may have taken first values away; that trial is queued once
+        content["first"] = with_defaults(stored).get("first")
+    if differing := differences(with_defaults(stored), content):
+        raise StudyError(
+            f"study '{spec.name}' exists with another spec; differing: {'; '.join(differing)}. "
+            + (
+                f"It was edited since it was created: `ucd-ray study run {spec.name}` goes on with the "
+                "edited values"
+                if edits
+                else "Choose another --name, or start it with the same values"
             )
-    else:
-        database.save_spec(spec.name, spec.model_dump_json(), facts(spec, recipe))
+        )
 
 
-def facts(spec: StudySpec, recipe: Recipe) -> dict[str, Any]:
-    """What tables say about a study."""
+def with_edits(spec: StudySpec) -> StudySpec:
+    """A spec with the budgets and the parallelism that its stored study was edited to.
+
+    Where `spec` has what the study was created with: the same command again undoes no edit.
+    """
+    database = Database(places().database)
+    edits = revisions(database, spec.name)
+    if not edits:
+        return spec
+    stored, first = database.stored_spec(spec.name), edits[0].spec
+    same = [name for name in SETTINGS if getattr(spec, name) == first.get(name)]
+    return changed(spec, {name: stored[name] for name in same})
+
+
+def with_defaults(stored: dict[str, Any]) -> dict[str, Any]:
+    """A stored spec with the fields that are newer than it."""
+    with contextlib.suppress(ValidationError, ConfigError):  # it differs, and is shown as it is
+        return StudySpec.model_validate(stored).model_dump(mode="json")
+    return stored
+
+
+def facts(spec: StudySpec, recipe: Recipe, data: Prepared | None = None) -> dict[str, Any]:
+    """What tables say about a study; data: its data set, once that is prepared."""
+    images = data and {"train": data.train.num_rows, "val": data.val.num_rows}
     return {
         "scenario": recipe.scenario.name,
         "setting": recipe.setting,
-        "method": recipe.method,
-        "objective": spec.objective,
+        "method": ", ".join(spec.methods),
+        "objective": ", ".join(spec.goals.objectives),
+        "direction": spec.goals.directions[0],
         "select_on": recipe.eval.select_on,
-        "steps": len(recipe.steps.steps),
+        "steps": max(len(r.steps.steps) for r in _recipes(spec)),
         "background": recipe.scenario.background,
+        "recipe": recipe.flat(),  # with today's defaults
+        "classes": data and data.classes,  # names by class id
+        "images": images,
+        "fingerprint": data and data.fingerprint,
     }
 
 
+def _recipes(spec: StudySpec) -> list[Recipe]:
+    """One recipe for each method of a study."""
+    return [spec.trial_recipe({METHOD: method}) for method in spec.methods]
+
+
 def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    """The keys in which two specs differ, with both values; budget and parallelism may differ."""
+    """The keys in which two specs differ, with both values; budget and parallelism may differ.
+
+    A field that the stored spec has not, as an earlier version did not know it, had its default.
+    """
+    stored = {**json.loads(json.dumps(_defaults())), **stored}
     found = []
     for field in sorted(set(stored) | set(wanted)):
         old, new = stored.get(field), wanted.get(field)
@@ -147,10 +219,17 @@ def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     return found
 
 
+def _defaults() -> dict[str, Any]:
+    fields = StudySpec.model_fields.items()
+    return {name: field.default for name, field in fields if not field.is_required()}
+
+
 def _show(value: Any) -> str:
     if isinstance(value, dict):
         return (
-            "{" + ", ".join(f"{k}: {v}" for k, v in value.items() if v not in (None, False)) + "}"
+            "{"
+            + ", ".join(f"{k}: {v}" for k, v in value.items() if v not in (None, False, {}))
+            + "}"
         )
     return "not given" if value is None else str(value)
 
@@ -158,38 +237,37 @@ def _show(value: Any) -> str:
 @contextlib.contextmanager
 def _claimed(database: Database, name: str) -> Iterator[None]:
     """Renews the claim on a study in the background and gives it back at the end."""
-    done, lost = threading.Event(), threading.Event()
+    done = threading.Event()
 
-    def beat() -> None:
+    def beat(stop: Callable[[StudyError], None]) -> None:
         while not done.wait(BEAT_S):
             with contextlib.suppress(StudyError):  # tried again in BEAT_S
                 if not database.beat(name):
-                    lost.set()
-                    return _thread.interrupt_main()
+                    return stop(StudyError(f"study '{name}' was taken over by another process"))
 
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
-    try:
-        yield
-    except KeyboardInterrupt:
-        if lost.is_set():
-            raise StudyError(f"study '{name}' was taken over by another process") from None
-        raise
-    finally:
-        done.set()
-        thread.join(BEAT_S)
-        database.release(name)
+    with stoppable() as stop:
+        thread = threading.Thread(target=beat, args=(stop,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join(BEAT_S)
+            database.release(name)
 
 
 def _drive(
     spec: StudySpec,
-    job: Job,
+    jobs: list[Job],
     book: Any,
     where: Places,
     address: str | None,
     progress: Progress,
 ) -> None:
-    """Connects, trains the base step if no cache holds it, and runs the trials."""
+    """Connects, trains the base steps that no cache holds, and runs the trials.
+
+    jobs: of the replicates; the first is the study's
+    """
     from ucd_ray.tune.budgets import Budgets  # Optuna: not before the checks have passed
 
     progress.wait_for("waiting for Ray to start ...")
@@ -198,41 +276,49 @@ def _drive(
         if cluster.dashboard:
             progress.say(f"Ray dashboard: {cluster.dashboard}  (token in {where.home}/ray-token)")
         gang = cluster.gang(spec)
-        gang.check(job.recipe)
+        gang.check(jobs[0].recipe)
         ledger = Ledger(book.database, spec.name, gang)
         admission = Admission(book.database, spec.name, cluster.address, gang)
         admission.release_all()  # of a driver that died
-        remove_leftover_groups()
+        remove_leftover_groups(cluster.address)
         executor = Executor(gang, below(where.runs, RAY_FILES), spec.name, spec.trials_per_run)
         dispatcher = Dispatcher(
-            job,
+            jobs[0],
             executor,
             admission,
             ledger,
             Budgets(book, ledger),
             cluster.nodes,
-            lambda: spec.max_concurrent or cluster.concurrent_trials(gang),
+            lambda: book.spec.max_concurrent or cluster.concurrent_trials(gang),
             spec.oom_retries,
             progress.note,
         )
         if commands.is_paused(book.database, spec.name):
             how = f"`ucd-ray study resume {spec.name}` goes on"
             dispatcher.set_mode("paused", f"the study is paused: {how}")
+        cache = StepCache(Store(jobs[0].cache), base_name(jobs[0]))
+        shared = shares_base(spec)
+        if not shared:
+            precision = jobs[0].guessed_precision(gpus=gang.gpus > 0)
+            dispatcher.bases = BaseSteps(cache, precision)
         try:
-            with executor, StepCache(Store(job.cache), spec_name(job)).hold([base_key(job, gang)]):
-                run = Run(spec, book, dispatcher, progress)
-                if run.base_step():
-                    run.trials()
+            with executor, cache.hold([base_key(job, gang) for job in jobs] if shared else []):
+                drive = Drive(spec, book, dispatcher, progress)
+                drive.listen()
+                if not shared or Bases(jobs, dispatcher, progress).train():
+                    drive.trials()
         except StudyStopped as stopped:
             progress.note(str(stopped))
             book.cancel_open(str(stopped))
         finally:
             dispatcher.close()
+        for line in best_two(book.database, spec.name):
+            progress.say(line)
         progress.say(summary(totals(book.database, spec.name)))
 
 
 @dataclass
-class Run:
+class Drive:
     """One drive of a study, once its cluster is there."""
 
     spec: StudySpec
@@ -240,70 +326,34 @@ class Run:
     dispatcher: Dispatcher
     progress: Progress
 
-    def base_step(self) -> bool:
-        """Trains step 0 once, before the trials that share it.  Returns whether it is there.
+    def listen(self) -> None:
+        """What commands do, beside those that the dispatcher carries out alone."""
+        from ucd_ray.tune.editing import Editor
 
-        Raises StudyError if it fails.
-        """
-        job, dispatcher, progress = self.dispatcher.job, self.dispatcher, self.progress
-        cache = StepCache(Store(job.cache), spec_name(job))
-        key = base_key(job, dispatcher.executor.gang)
-        while not cache.has(key):
-            dispatcher.tick()
-            if dispatcher.ends:
-                return False
-            reason = self._base_waits(cache.holder(key))
-            if reason is None:
-                self._train_base()
-            else:
-                progress.wait_for(f"the base step waits: {reason}")
-                time.sleep(POLL_S)
-        progress.wait_for("")
-        return True
+        self.book.on_event = self._on_event
+        self.dispatcher.on_cancel = self.book.cancel_unplaced
+        self.dispatcher.handlers = Editor(self.book, self._on_edit).handlers()
 
-    def _base_waits(self, holder: str | None) -> str | None:
-        """Why the base step cannot be trained now; None: a gang is there for it."""
+    def _on_edit(self, told: str) -> None:
+        """The search space, the budgets or the parallelism of the study have changed."""
         dispatcher = self.dispatcher
-        if dispatcher.mode == "paused":
-            return dispatcher.why
-        if holder is not None:
-            return f"it is being trained by {holder}"
-        open_gangs = [gang for gang in dispatcher.gangs.values() if not gang["closing"]]
-        return None if open_gangs else dispatcher.acquire()
-
-    def _train_base(self) -> None:
-        from ucd_ray.tune.single import run_single
-
-        dispatcher, progress = self.dispatcher, self.progress
-        progress.event("started", "base step", {})
-        progress.wait_for("trials wait for the base step")
-        dispatcher.placed["base"] = GO
-        base = dispatcher.job.base()
-        failure = run_single(
-            dispatcher.executor, "base", base, self._on_base_report, dispatcher.tick
-        )
-        dispatcher.ended("base")
-        progress.running.pop("base step", None)
-        if failure is not None:
-            raise StudyError(f"the base step failed: {failure}")
-
-    def _on_base_report(self, kind: str, report: dict[str, Any]) -> None:
-        self.progress.event(kind, "base step", report)
-        self.dispatcher.ledger.spend(STUDY, OPEN, report["held_s"])
-        if kind in ENDS:
-            self.dispatcher.ledger.end(STUDY, "failed" if kind == "failed" else "useful")
+        dispatcher.job = replace(dispatcher.job, recipe=self.book.spec.base_recipe())
+        self.progress.note(told)
+        self.progress.total = self.book.wanted
+        dispatcher.reconsider()
 
     def trials(self) -> None:
         """Runs the trials through Tune.  Raises StudyError."""
         from ucd_ray.tune.bridge import BookScheduler, BookSearcher, Ticks
+        from ucd_ray.tune.replicate_book import ReplicateBook
 
         spec, dispatcher, book = self.spec, self.dispatcher, self.book
-        book.on_event = self._on_event
         gang = dispatcher.executor.gang
         self.progress.say(
             f"{dispatcher.max_gangs} trial(s) at a time, {gang.workers} worker(s) each"
         )
-        searcher = BookSearcher(book, dispatcher)
+        runs = book if spec.replicates == 1 else ReplicateBook(book, dispatcher.stop)
+        searcher = BookSearcher(runs, dispatcher)
         dispatcher.on_cancel = searcher.cancel
         from ray import tune
 
@@ -327,7 +377,7 @@ class Run:
         try:
             tuner.fit()
         except StudyStopped as stopped:
-            book.cancel_open(str(stopped))
+            runs.cancel_open(str(stopped))
             raise
         except tune.TuneError as error:  # most likely the database failed inside a callback
             cause = str(error).strip().splitlines()[-1]
@@ -336,54 +386,36 @@ class Run:
             ) from None
         finally:
             for number in book.finished_numbers():
-                _forget_checkpoint(dispatcher.job, number)
+                self._forget_checkpoints(number)
             with contextlib.suppress(CheckpointError):
                 Store(dispatcher.executor.storage).delete(f"tune-{spec.name}")
 
     def _on_event(self, kind: str, number: int, report: dict[str, Any]) -> None:
+        """An event of a trial, or of the one of its runs that `replicate` in its report names."""
+        ledger, replicate = self.dispatcher.ledger, report.get("replicate")
         if "held_s" in report:
-            self.dispatcher.ledger.spend(number, OPEN, report["held_s"])
+            ledger.spend(number, OPEN, report["held_s"], replicate=replicate or 0)
         if kind == "step" and report["cached"] and not report.get("own"):
-            self.dispatcher.ledger.add("saved", report["seconds"], number=number)
+            ledger.add("saved", report["seconds"], number=number)
         if kind == "finished":
-            self.dispatcher.ledger.end(number, KIND_OF.get(report["state"], "failed"))
+            ledger.end(number, KIND_OF.get(report["state"], "failed"))
             store = Store(self.dispatcher.job.cache)
-            tidy(self.book.study, store, keep_best=self.spec.keep_best)
-            _forget_checkpoint(self.dispatcher.job, number)
+            tidy(self.book.study, store, self.book.goals, keep_best=self.spec.keep_best)
+            self.progress.best = self.book.best()
+            self._forget_checkpoints(number)
         if kind == "paused":
-            self.dispatcher.ledger.reopen(number)
-        self.progress.event(kind, f"trial {number}", report)
+            ledger.reopen(number, replicate=replicate or 0)
+        run = number if replicate is None else Run(number, replicate)
+        self.progress.event(kind, f"trial {run}", report)
+
+    def _forget_checkpoints(self, number: int) -> None:
+        """Removes the checkpoints of a finished trial, unless a stopped worker is just writing one."""
+        job = self.dispatcher.job
+        for key in run_keys(number, self.spec.replicates):
+            with contextlib.suppress(CheckpointError):
+                TrialStore(Store(job.store), *job.name[:-1], key).clear()
 
 
-def _our_error(error: BaseException | None) -> UcdRayError | StudyStopped | None:
-    """The error of ours that Tune wrapped into its own."""
-    while error is not None and not isinstance(error, UcdRayError | StudyStopped):
-        error = error.__cause__ or error.__context__
-    return error
-
-
-def _forget_checkpoint(job: Job, number: int) -> None:
-    """Removes the checkpoint of a finished trial, unless its stopped worker is just writing it."""
-    with contextlib.suppress(CheckpointError):
-        TrialStore(Store(job.store), *job.name[:-1], str(number)).clear()
-
-
-def base_key(job: Job, gang: Gang) -> dict[str, Any]:
-    """The key of the base step that the trials of a study share."""
-    return job.step_key(0, precision=job.guessed_precision(gpus=gang.gpus > 0))
-
-
-def spec_name(job: Job) -> str:
-    """The name under which a study's driver is seen in the step cache: that of its base run."""
-    return "/".join(job.base().name)
-
-
-def stored_spec(name: str) -> StudySpec:
+def stored_spec(name: str, database: Database | None = None) -> StudySpec:
     """The spec of a study that was started before.  Raises StudyError."""
-    stored = Database(places().database).stored_spec(name)
-    try:
-        return StudySpec.model_validate(stored)
-    except ValidationError as error:
-        raise StudyError(
-            f"the stored spec of study '{name}' is of another version of ucd-ray: {describe(error)}"
-        ) from None
+    return parsed((database or Database(places().database)).stored_spec(name))

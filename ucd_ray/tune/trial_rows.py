@@ -79,7 +79,9 @@ class Rows:
         self._update = sa.update(TRIALS).where(TRIALS.c.trial_id == sa.bindparam("of_trial"))
         of_study = TRIALS.c.study_id == sa.bindparam("of_study")
         above = TRIALS.c.trial_id > sa.bindparam("after")
-        chosen = TRIALS.c.trial_id.in_(sa.bindparam("ids", expanding=True))
+        self._ids: sa.BindParameter[Any] = sa.bindparam("ids", expanding=True)
+        chosen = TRIALS.c.trial_id.in_(self._ids)
+        self._chosen = sa.select(TRIALS).where(chosen)
         self._any_above = sa.select(TRIALS.c.trial_id).where(of_study, above).limit(1)
         self._above_or_chosen = sa.select(TRIALS).where(of_study, above | chosen)
 
@@ -205,31 +207,42 @@ class Rows:
         chosen: dict[str, Any] = {"of_study": study_id, "after": after}
         if not ids and connection.execute(self._any_above, chosen).first() is None:
             return []
-        chosen["ids"] = ids
         query = self._above_or_chosen
-        rows = connection.execute(query.order_by(TRIALS.c.trial_id), chosen).all()
         within = query.with_only_columns(TRIALS.c.trial_id).scalar_subquery()
+        return _read(connection, query, within, {**chosen, "ids": ids})
 
-        def of(table: sa.Table) -> dict[int, list[sa.Row[Any]]]:
-            found: dict[int, list[sa.Row[Any]]] = defaultdict(list)
-            order = next(iter(table.primary_key.columns))
-            query = sa.select(table).where(table.c.trial_id.in_(within)).order_by(order)
-            for row in connection.execute(query, chosen):
-                found[row.trial_id].append(row)
-            return found
-
-        parts = [of(t) for t in (VALUES, PARAMS, USER_ATTRS, SYSTEM_ATTRS, INTERMEDIATE)]
-        return [_trial(row, *(part.get(row.trial_id, []) for part in parts)) for row in rows]
+    def some(self, connection: sa.Connection, ids: Sequence[int]) -> list[FrozenTrial]:
+        """The trials with these ids, by id; the work is theirs, however many the study has."""
+        return _read(connection, self._chosen, self._ids, {"ids": ids})
 
 
-def _trial(
-    row: sa.Row[Any],
-    values: list[sa.Row[Any]],
-    params: list[sa.Row[Any]],
-    user_attrs: list[sa.Row[Any]],
-    system_attrs: list[sa.Row[Any]],
-    intermediate: list[sa.Row[Any]],
+def _read(
+    connection: sa.Connection, query: sa.Select[Any], within: Any, chosen: dict[str, Any]
+) -> list[FrozenTrial]:
+    """Trials of a query, which has the ids `within`."""
+    rows = connection.execute(query.order_by(TRIALS.c.trial_id), chosen).all()
+
+    def of(table: sa.Table) -> dict[int, list[sa.Row[Any]]]:
+        found: dict[int, list[sa.Row[Any]]] = defaultdict(list)
+        order = next(iter(table.primary_key.columns))
+        query = sa.select(table).where(table.c.trial_id.in_(within)).order_by(order)
+        for row in connection.execute(query, chosen):
+            found[row.trial_id].append(row)
+        return found
+
+    parts = [of(t) for t in (VALUES, PARAMS, USER_ATTRS, SYSTEM_ATTRS, INTERMEDIATE)]
+    return [trial_of(row, *(part.get(row.trial_id, []) for part in parts)) for row in rows]
+
+
+def trial_of(
+    row: Any,
+    values: Sequence[Any],
+    params: Sequence[Any],
+    user_attrs: Sequence[Any],
+    system_attrs: Sequence[Any],
+    intermediate: Sequence[Any],
 ) -> FrozenTrial:
+    """The trial of a row, with its rows in the other tables in their order."""
     of_value = models.TrialValueModel.stored_repr_to_value
     of_step = models.TrialIntermediateValueModel.stored_repr_to_intermediate_value
     distributions = {p.param_name: distribution_of(p.distribution_json) for p in params}
