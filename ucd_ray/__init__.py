@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ucd_ray.recipe import Recipe
     from ucd_ray.tune.run import RunResult, run
-    from ucd_ray.tune.space import StudySpec, load_search_space
+    from ucd_ray.tune.space import load_search_space
+    from ucd_ray.tune.spec import StudySpec
     from ucd_ray.tune.study import run_study
 
 _MODULE_OF = {
     "Recipe": "recipe",
     "RunResult": "tune.run",
-    "StudySpec": "tune.space",
+    "StudySpec": "tune.spec",
     "load_search_space": "tune.space",
     "run": "tune.run",
     "run_study": "tune.study",

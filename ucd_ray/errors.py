@@ -7,7 +7,10 @@
     ├── WeightsError (ValueError)     a pretrained-weight file
     ├── CheckpointError               the step cache, a trial's checkpoint
     ├── StudyError                    a study's name, spec or database
+    │   └── DatabaseError             the database does not answer, or refuses
     ├── ClusterError                  Ray: resources, ports, address
+    ├── ServiceError                  a service over HTTP: away, or broken
+    │   └── RequestRefused            what was asked of it is wrong, or not allowed
     └── TrainingDiverged              a loss term stopped being finite
 
 The command line prints the message of any of them and exits with 2.
@@ -47,8 +50,29 @@ class StudyError(UcdRayError):
     """A study cannot be opened, created or continued."""
 
 
+class DatabaseError(StudyError):
+    """The database cannot be reached, or refuses what is asked."""
+
+
 class ClusterError(UcdRayError):
     """The cluster cannot be reached, started, or can never hold what is asked for."""
+
+
+class ServiceError(UcdRayError):
+    """A service does not answer, or has failed."""
+
+
+class RequestRefused(ServiceError):  # noqa: N818
+    """A service refuses a request, with its own sentence.
+
+    status: of HTTP; code: the reason, for programs; fields: pointer, code and detail of wrong ones
+    """
+
+    def __init__(
+        self, detail: str, status: int, code: str, fields: Iterable[dict[str, str]] = ()
+    ) -> None:
+        super().__init__(detail)
+        self.status, self.code, self.fields = status, code, tuple(fields)
 
 
 class TrainingDiverged(UcdRayError):  # noqa: N818

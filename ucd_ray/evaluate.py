@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
-from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from ucd_ray.data.step import IGNORE
 from ucd_ray.data.transforms import EvaluationImages
 from ucd_ray.learner import Ranks
+from ucd_ray.metrics import confusion_of
 from ucd_ray.models import Segmenter
 from ucd_ray.runtime import Runtime, autocast
 
@@ -39,13 +39,8 @@ def confusion_matrix(
     counts = torch.zeros(classes, classes, dtype=torch.int64, device=runtime.device)
     for pixels, labels in loader:
         prediction = predict(segmenter, pixels, runtime)
-        counts += multiclass_confusion_matrix(
-            prediction,
-            labels.to(runtime.device).long(),
-            num_classes=classes,
-            ignore_index=IGNORE,
-            validate_args=False,
-        )
+        truth = labels.to(runtime.device).long()
+        counts += confusion_of(prediction, truth, classes=classes, ignore=IGNORE)
     return ranks.sum(counts).cpu()
 
 

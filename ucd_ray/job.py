@@ -32,8 +32,9 @@ class Job:
     name: tuple[str, ...]  # of the trial below `store`, such as (study, number)
     workers: int = 1
     until: int | None = None  # last step to run; None: all
-    objective: str = "miou_all"
+    objective: str = "miou_all"  # reported after every epoch: a mIoU, forgetting or drop
     base_network: BaseNetwork | None = None  # taken as step 0, which is then not trained
+    threads: tuple[int, ...] | None = None  # of a worker at each step; None: torch's own
 
     def __getstate__(self) -> dict[str, Any]:
         """Only the fields travel: the memory-mapped tables are opened anew where the job arrives."""
@@ -132,6 +133,16 @@ class Job:
         """Lists of images per step; `joint` has one step, of every image that shows a class."""
         lists = self.recipe.data.split_lists
         return None if lists is None or self.recipe.method == "joint" else Path(lists)
+
+    def inputs(self) -> dict[str, Any]:
+        """Digests of what a run of this job reads."""
+        base = self.base_network
+        return {
+            "data": self.prepared.fingerprint,
+            "weights": self._weights_digest,
+            "split_lists": self._lists_digest(),
+            "base": None if base is None else base.key(),
+        }
 
     def base(self) -> Job:
         """The job of step 0 alone, which all trials share."""

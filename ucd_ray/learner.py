@@ -96,6 +96,7 @@ class Epoch:
     epochs: int
     iteration: int  # updates of this step so far
     losses: dict[str, float]
+    lr: float  # of the backbone, at its last update
     images_per_s: float
     seconds_left: float  # of this step
 
@@ -173,9 +174,18 @@ class Learner:
             gradient_as_bucket_view=True,
         )
 
-    def _optimizer(self) -> torch.optim.SGD:
+    @property
+    def first_lr(self) -> float:
+        """The backbone's learning rate at the start of this step."""
         optim = self.recipe.optim
-        lr = optim.lr_base if self.step == 0 else optim.lr_new
+        return optim.lr_base if self.step == 0 else optim.lr_new
+
+    def _remaining(self, iteration: int) -> float:
+        """The poly schedule's factor at an update of this step."""
+        return float((1 - iteration / self.plan.iterations) ** self.recipe.optim.poly_power)
+
+    def _optimizer(self) -> torch.optim.SGD:
+        optim, lr = self.recipe.optim, self.first_lr
         head = [*self.segmenter.head.parameters(), *self.segmenter.classifiers.parameters()]
         rates = (
             (list(self.segmenter.backbone.parameters()), lr),
@@ -230,6 +240,7 @@ class Learner:
                 epochs=self.plan.epochs,
                 iteration=done,
                 losses=losses,
+                lr=self.first_lr * self._remaining(done - 1),
                 images_per_s=self.recipe.data.batch_size / per_update,
                 seconds_left=per_update * (self.plan.iterations - done),
             )
@@ -258,9 +269,8 @@ class Learner:
 
     def _update(self, batches: Iterator[tuple[Tensor, Tensor]], iteration: int) -> Tensor:
         """One optimizer update.  Returns the [terms] weighted losses of this rank."""
-        remaining = (1 - iteration / self.plan.iterations) ** self.recipe.optim.poly_power
         for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * remaining
+            group["lr"] = group["initial_lr"] * self._remaining(iteration)
         self.optimizer.zero_grad(set_to_none=True)
         values = torch.zeros(len(self.terms), device=self.runtime.device)
         for micro in range(self.passes):

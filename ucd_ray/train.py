@@ -7,6 +7,7 @@ returns, sets its own seeds, and takes every finished step from the step cache.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, Protocol
@@ -17,8 +18,10 @@ from torch import Tensor
 
 from ucd_ray import metrics
 from ucd_ray.checkpoint import StepCache, key_digest
+from ucd_ray.confusion import pack
 from ucd_ray.data.step import evaluation_labels, training_labels
 from ucd_ray.data.transforms import EvaluationImages, TrainingImages, seed_of
+from ucd_ray.environment import environment, threads
 from ucd_ray.errors import CheckpointError, ConfigError
 from ucd_ray.evaluate import confusion_matrix
 from ucd_ray.job import Job
@@ -88,15 +91,23 @@ class _Run:
         reports = []
         first = self.ranks.agree(self._first_uncached(last) if self.ranks.rank == 0 else 0)
         segmenter = self._segmenter(first)
-        start = {"kind": "start", "first_step": first, "notes": self.notes, "time": time.time()}
-        self.context.report(start)
+        self.context.report(
+            {
+                "kind": "start",
+                "first_step": first,
+                "notes": self.notes,
+                "time": time.time(),
+                "micro_batch_new": self.recipe.data.micro_batch_new,  # less than asked for after OOM
+            }
+        )
         for step in range(last + 1):
             cached = step < first
             if not cached:
                 with self._turn(step, last) as self.turn:
                     cached = self.turn.stored
                     if not cached:
-                        result = self._train_step(segmenter, step)
+                        with threads(self.job.threads[step] if self.job.threads else None):
+                            result = self._train_step(segmenter, step)
             if cached:
                 result = self._stored_result(step)
                 if first <= step < last:  # another run trained it meanwhile
@@ -210,6 +221,10 @@ class _Run:
             "iterations": learner.plan.iterations,
             "images": len(self.job.plan[step].train) if learner.plan.iterations else 0,
             "seconds": before + time.perf_counter() - started,
+            "environment": {
+                **environment(precision=self.runtime.precision),
+                "inputs": self.job.inputs(),
+            },
         }
         if self.ranks.rank == 0:
             self.cache.put(self._key(step), segmenter.state_dict(), result)
@@ -258,7 +273,7 @@ class _Run:
         if step > 0:
             rows = self._select_rows(step, self.recipe.eval.max_images)
             scored = self._confusion(segmenter, step, rows)
-            value = self._means(scored, step)[self.job.objective]
+            value = self._value([*self._selected, scored], step)
             drop = self._drop(scored)
         report = {
             "kind": "epoch",
@@ -269,7 +284,9 @@ class _Run:
             "rung": self._epochs_before(step) + epoch.epoch if step > 0 else 0,
             "value": value,
             "drop": drop,
+            "run_epoch": self._epochs_before(step, first=0) + epoch.epoch,
             "losses": epoch.losses,
+            "lr": epoch.lr,
             "images_per_s": epoch.images_per_s,
             "seconds_left": epoch.seconds_left,
         }
@@ -281,15 +298,28 @@ class _Run:
         self.context.report(report, state)
         return scored
 
+    @property
+    def _selected(self) -> list[Tensor]:
+        """The confusion after every finished step, on the images search looks at."""
+        return [torch.tensor(result["select"]) for result in self.history]
+
+    def _value(self, confusions: list[Tensor], step: int) -> float:
+        """The job's objective, from the confusion after every step so far."""
+        if self.job.objective == "forgetting":
+            return metrics.mean_forgetting([metrics.iou_per_class(c) for c in confusions])
+        if self.job.objective == "drop":
+            return self._drop(confusions[-1]) if step > 0 else math.nan
+        return self._means(confusions[-1], step)[self.job.objective]
+
     def _drop(self, confusion: Tensor) -> float:
         """Percent points that the classes of step 0 lost since its end, on the images search looks at."""
         base, now = torch.tensor(self.history[0]["select"]), confusion
         return self._means(base, 0)["miou_base"] - self._means(now, 1)["miou_base"]
 
-    def _epochs_before(self, step: int) -> int:
-        """Epochs of steps 1 to `step` - 1: with the epochs of this step, the rung."""
+    def _epochs_before(self, step: int, *, first: int = 1) -> int:
+        """Epochs of steps `first` to `step` - 1: from step 1 on and with this step's, the rung."""
         plans = self.job.plan
-        return sum(schedule(self.recipe, s, len(plans[s].train)).epochs for s in range(1, step))
+        return sum(schedule(self.recipe, s, len(plans[s].train)).epochs for s in range(first, step))
 
     def _select_rows(self, step: int, limit: int | None = None) -> np.ndarray[Any, Any]:
         images = self.job.plan[step]
@@ -354,11 +384,14 @@ class _Run:
             "kind": "step",
             "step": step,
             "cached": cached,
-            "value": sets["select"]["means"][self.job.objective],
+            "value": self._value(self._selected, step),
             "seconds": result["seconds"],
             "images": result["images"],
             "iterations": result["iterations"],
+            "run_epoch": self._epochs_before(step + 1, first=0),
             "entries": self._entries(step),
+            "environment": result.get("environment"),  # older entries do not tell
+            "confusion": pack(result["val"]) if step > 0 else None,  # at step 0 nothing is old
             **sets,
         }
 

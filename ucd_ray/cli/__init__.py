@@ -10,10 +10,19 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ucd_ray.cli.doctor import doctor
+from ucd_ray.cli.edit import study_app
+from ucd_ray.cli.networks import evaluate, export, predict, study_best
+from ucd_ray.cli.remote import Left, choose_server, refuse, server
+from ucd_ray.cli.report import report
+from ucd_ray.cli.results import results
+from ucd_ray.cli.serve import serve, token_app
 from ucd_ray.cli.shared import (
     Address,
     Base,
     BaseClasses,
+    ClassOrders,
+    Constraint,
     CpusPerWorker,
     Data,
     Deterministic,
@@ -23,30 +32,38 @@ from ucd_ray.cli.shared import (
     MaxConcurrent,
     MaxGpuHours,
     MaxHours,
-    Method,
+    Methods,
     OomRetries,
     Patience,
+    Preset,
+    Racing,
     SameFailures,
     Scenario,
     Seed,
+    Seeds,
     SelectOn,
     Set,
     Setting,
+    Space,
     SplitLists,
+    Tensorboard,
     Terminator,
     TrialsPerRun,
     Triple,
     Weights,
     Workers,
+    check_table_format,
     console,
+    objective_settings,
     one_of,
     read_values,
     run_values,
-    show,
+    say,
+    show_trials,
     study_settings,
 )
-from ucd_ray.cli.study import study_app
-from ucd_ray.errors import UcdRayError
+from ucd_ray.cli.train import train
+from ucd_ray.errors import ConfigError, UcdRayError
 
 app = typer.Typer(
     name="ucd-ray",
@@ -58,33 +75,67 @@ app = typer.Typer(
 data_app = typer.Typer(help="Prepare data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(study_app, name="study")
+study_app.command("best")(study_best)
 cache_app = typer.Typer(help="Look at the step cache and make room in it.", no_args_is_help=True)
 app.add_typer(cache_app, name="cache")
+app.command()(results)
+app.command()(train)
+for use in (evaluate, predict, export):
+    app.command()(use)
+app.command()(report)
+app.command()(serve)
+app.command()(doctor)
+app.add_typer(token_app, name="token")
+
+
+@app.callback()
+def root(
+    context: typer.Context,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            envvar="UCD_RAY_SERVER",
+            help="URL of a service that carries out tune, results and study; its token: UCD_RAY_TOKEN, "
+            "or a file of mode 0600, UCD_RAY_TOKEN_FILE.",
+        ),
+    ] = None,
+) -> None:
+    """Hyperparameter studies for incremental semantic segmentation."""
+    choose_server(server, context.invoked_subcommand)
+
 
 INTERRUPTED = 130  # what typer exits with after Ctrl-C
 
 
-def main() -> None:
-    """Entry point: errors a user can mend are one message and exit code 2."""
+def main(refused: int = 2) -> None:
+    """Entry point: errors a user can mend are one message and exit code 2.
+
+    refused: exit code of those that no second try mends: a wrong value, data set or weight file
+    """
     try:
         app()
     except UcdRayError as error:
         Console(stderr=True, soft_wrap=True).print(f"error: {error}", markup=False, highlight=False)
-        sys.exit(2)
+        sys.exit(refused if isinstance(error, ValueError) else 2)
     except SystemExit as end:
-        if end.code == INTERRUPTED:
+        if end.code == INTERRUPTED and not isinstance(end, Left):
             Console(stderr=True).print("stopped; the same command goes on where it stopped")
         raise
 
 
 @app.command()
 def tune(
-    scenario: Scenario,
+    scenario: Scenario = None,
+    preset: Preset = None,
     trials: Annotated[int | None, typer.Option(help="Trials in all; may be raised later.")] = None,
-    method: Method = None,
-    space: Annotated[str | None, typer.Option(help="Search space: a name or a YAML file.")] = None,
+    method: Methods = None,
+    space: Space = None,
     name: Annotated[
         str | None, typer.Option(help="Study; default: scenario-setting-method.")
+    ] = None,
+    sources: Annotated[
+        list[str] | None,
+        typer.Option("--from", help="Study whose fitting trials the sampler is given; repeatable."),
     ] = None,
     data: Data = None,
     weights: Weights = None,
@@ -102,8 +153,21 @@ def tune(
     gpus_per_worker: GpusPerWorker = None,
     max_concurrent: MaxConcurrent = None,
     sampler: Annotated[str, typer.Option(help="Who proposes params.")] = "tpe",
-    pruner: Annotated[str, typer.Option(help="Who stops weak trials.")] = "median",
-    objective: Annotated[str, typer.Option(help="What is maximised.")] = "miou_all",
+    pruner: Annotated[
+        str | None,
+        typer.Option(help="Who stops weak trials; default: median, none with several objectives."),
+    ] = None,
+    objective: Annotated[
+        list[str] | None,
+        typer.Option(help="What trials should have most of: miou_all (default); may be repeated."),
+    ] = None,
+    prune_on: Annotated[
+        str | None, typer.Option(help="What the pruner compares, if not the objective.")
+    ] = None,
+    constraint: Constraint = None,
+    seeds: Seeds = None,
+    class_orders: ClassOrders = None,
+    racing: Racing = None,
     max_hours: MaxHours = None,
     max_gpu_hours: MaxGpuHours = None,
     patience: Patience = None,
@@ -117,16 +181,24 @@ def tune(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show plan and cost, start nothing.")
     ] = False,
+    tensorboard: Tensorboard = None,
     address: Address = None,
     output: Annotated[str, typer.Option("--format", help="Of the final table.")] = "table",
 ) -> None:
     """Search the params of a scenario; goes on where an earlier run of the same study stopped."""
-    from ucd_ray.tune.results import FORMATS
-    from ucd_ray.tune.space import build_spec, space_of
-    from ucd_ray.tune.study import run_study
+    check_table_format(output)
+    from ucd_ray.tune.presets import space_asked
+    from ucd_ray.tune.space import build_spec
+    from ucd_ray.tune.study import run_study, with_edits
 
-    one_of("format", output, FORMATS)
-    found = space_of(scenario, space, generated=data == "generated")
+    found, row = space_asked(
+        scenario,
+        space,
+        preset,
+        method=method,
+        setting=setting,
+        generated=data == "generated",
+    )
     overrides = run_values(
         values,
         data=data,
@@ -148,11 +220,14 @@ def tune(
         overrides=overrides,
         workers=workers,
         sampler=sampler,
-        pruner=pruner,
-        objective=objective,
+        **objective_settings(objective, prune_on, pruner),
+        constraints=tuple(constraint or ()),
         seed=seed or 0,
         **study_settings(
             trials=trials,
+            seeds=seeds,
+            class_orders=class_orders,
+            racing=racing,
             cpus_per_worker=cpus_per_worker,
             gpus_per_worker=gpus_per_worker,
             max_concurrent=max_concurrent,
@@ -167,63 +242,24 @@ def tune(
             same_failures=same_failures,
         ),
     )
+    for line in row.lines(spec.trial_recipe(spec.first_params)) if row else ():
+        say(line)
+    if server() is not None:
+        from ucd_ray.cli.remote import tune as remote
+
+        refuse(tune, {"sources": sources, "tensorboard": tensorboard, "address": address})
+        return remote.tune(spec, dry_run=dry_run, output=output)
+    spec, sources = with_edits(spec), sources or []
     if dry_run:
         from ucd_ray.tune.plan import plan_view, study_plan
 
-        console.print(plan_view(study_plan(spec, address=address, console=console)))
+        plan = study_plan(spec, sources=sources, address=address, console=console)
+        console.print(plan_view(plan))
         return
-    table = run_study(spec, address=address, console=console)
-    show(table, spec.name, output, None)
-
-
-@app.command()
-def train(
-    scenario: Scenario,
-    method: Method = None,
-    data: Data = None,
-    weights: Weights = None,
-    weights_mean: Triple = None,
-    weights_std: Triple = None,
-    base: Base = None,
-    base_classes: BaseClasses = None,
-    setting: Setting = None,
-    select_on: SelectOn = None,
-    split_lists: SplitLists = None,
-    seed: Seed = None,
-    values: Set = None,
-    workers: Workers = 1,
-    deterministic: Deterministic = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the plan, train nothing.")
-    ] = False,
-    address: Address = None,
-) -> None:
-    """Run one recipe over all its steps, without a study."""
-    from ucd_ray.tune.run import plan_table, result_table, run
-    from ucd_ray.tune.space import build_spec, space_of
-
-    overrides = run_values(
-        values,
-        data=data,
-        weights=weights,
-        weights_mean=weights_mean,
-        weights_std=weights_std,
-        base=base,
-        base_classes=base_classes,
-        setting=setting,
-        select_on=select_on,
-        split_lists=split_lists,
-        seed=seed,
-        deterministic=deterministic,
+    table = run_study(
+        spec, sources=sources, address=address, console=console, tensorboard=tensorboard
     )
-    space = space_of(scenario, None, generated=data == "generated")
-    spec = build_spec(space, method=method, overrides=overrides, workers=workers)
-    recipe = spec.trial_recipe(spec.first)
-    if dry_run:
-        console.print(plan_table(recipe, workers=workers))
-        return
-    result = run(recipe, workers=workers, address=address, console=console)
-    console.print(result_table(result))
+    show_trials(table, spec.name, output)
 
 
 @app.command()
@@ -247,43 +283,37 @@ def scenarios() -> None:
 
 
 @app.command()
-def config(
-    scenario: Annotated[str, typer.Argument(help="Such as voc-15-1.")],
-    method: Method = None,
-    explain: Annotated[bool, typer.Option("--explain", help="With meaning and range.")] = False,
-    values: Set = None,
-) -> None:
-    """Show every value of a scenario's recipe, and what is searched."""
-    from ucd_ray.tune.explain import config_table
-    from ucd_ray.tune.space import build_spec, space_for
+def presets() -> None:
+    """List the presets: published rows with what they should give."""
+    from ucd_ray.tune.presets import presets_table
 
-    spec = build_spec(space_for(scenario), method=method, overrides=read_values(values))
-    console.print(config_table(spec, explain=explain))
+    console.print(presets_table())
 
 
 @app.command()
-def results(
-    study: Annotated[str, typer.Argument(help="Name of the study.")],
-    output: Annotated[
-        str, typer.Option("--format", help="table, csv, json, parquet, arrow.")
-    ] = "table",
-    out: Annotated[Path | None, typer.Option(help="File to write; default: the terminal.")] = None,
-    picture: Annotated[
-        Path | None, typer.Option(help="PNG with images, truth and the best trial's predictions.")
+def config(
+    scenario: Annotated[str | None, typer.Argument(help="Such as voc-15-1.")] = None,
+    method: Methods = None,
+    space: Space = None,
+    explain: Annotated[bool, typer.Option("--explain", help="With meaning and range.")] = False,
+    values: Set = None,
+    schema: Annotated[
+        str | None, typer.Option(help="JSON Schema of what is sent or stored: study, or space.")
     ] = None,
 ) -> None:
-    """Show the table of trials of a study."""
-    from ucd_ray.tune.database import Database
-    from ucd_ray.tune.places import places
-    from ucd_ray.tune.results import FORMATS, trials_table
+    """Show every value of a scenario's recipe, and what is searched; or the schema of a study's spec."""
+    from ucd_ray.tune.explain import config_table
+    from ucd_ray.tune.schema import SCHEMAS, schema_of
+    from ucd_ray.tune.space import build_spec, space_of
 
-    one_of("format", output, FORMATS)
-    show(trials_table(Database(places().database), study), study, output, out)
-    if picture is not None:
-        from ucd_ray.tune.picture import draw_best
-
-        draw_best(study, picture)
-        console.print(f"wrote {picture}", highlight=False)
+    if schema is not None:
+        one_of("schema", schema, tuple(SCHEMAS))
+        return console.print_json(data=schema_of(schema))
+    if scenario is None:
+        raise ConfigError("give a scenario, such as `ucd-ray config voc-15-1`, or --schema study")
+    found = space_of(scenario, space, generated=False)
+    spec = build_spec(found, method=method, overrides=read_values(values))
+    console.print(config_table(spec, explain=explain))
 
 
 @data_app.command("prepare")

@@ -12,6 +12,7 @@ import typer
 import yaml
 from rich.console import Console
 
+from ucd_ray.cli.remote import server
 from ucd_ray.errors import ConfigError
 
 WIDE = 200  # columns of a table that goes to a file or pipe
@@ -40,20 +41,52 @@ SelectOn = Annotated[
     str | None, typer.Option(help="holdout (default), or val as the papers do: no hold-out.")
 ]
 Method = Annotated[str | None, typer.Option(help="Method, such as mib+ucd.")]
+Methods = Annotated[
+    str | None,
+    typer.Option(help="Method, such as mib+ucd; several with commas: the method is searched too."),
+]
+Space = Annotated[str | None, typer.Option(help="Search space: a name, or a YAML or JSON file.")]
+Constraint = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="What params must fulfil, such as 'optim.lr_new <= optim.lr_base', or results, such as "
+        "'drop <= 2'; may be repeated."
+    ),
+]
 Seed = Annotated[int | None, typer.Option(help="Seed of the run.")]
 SplitLists = Annotated[
     str | None, typer.Option(help="Directory of published image lists, one file per step.")
 ]
 Triple = Annotated[str | None, typer.Option(help="Three numbers, R,G,B, for pixels in 0..1.")]
-Scenario = Annotated[str, typer.Option(help="Such as voc-15-1 or ade-100-50, or a YAML file.")]
+Scenario = Annotated[
+    str | None, typer.Option(help="Such as voc-15-1 or ade-100-50, or a YAML file.")
+]
+Preset = Annotated[
+    str | None,
+    typer.Option(help="A published row, such as voc-15-1/mib+ucd; `ucd-ray presets` lists them."),
+]
 Workers = Annotated[int, typer.Option(help="DDP training workers of one trial.", min=1)]
 Address = Annotated[
     str | None, typer.Option(help="Ray cluster; default: RAY_ADDRESS or a local head.")
+]
+Tensorboard = Annotated[
+    Path | None,
+    typer.Option(help="Directory for TensorBoard: curves of every run in one below it."),
 ]
 Deterministic = Annotated[
     bool, typer.Option("--deterministic", help="Same seed, same numbers on the same machine.")
 ]
 
+Seeds = Annotated[
+    int | None, typer.Option(help="Seeds that each trial is measured under; default: 1.", min=1)
+]
+ClassOrders = Annotated[
+    int | None, typer.Option(help="Class orders, each under all seeds; default: 1.", min=1)
+]
+Racing = Annotated[
+    str | None,
+    typer.Option(help="p below which a weak trial is spared its last runs, or none; default: 0.3."),
+]
 MaxConcurrent = Annotated[
     str | None, typer.Option(help="Trials at a time; default (none): as many as fit.")
 ]
@@ -94,8 +127,27 @@ SameFailures = Annotated[
     int | None, typer.Option(help="Trials failing alike that stop the study; default: 3.")
 ]
 
+TABLE_FORMATS = (
+    *("table", "markdown", "latex", "csv", "json", "parquet", "arrow", "arrow-stream"),
+)
 EXECUTORS = {"warm-gangs": None, "run-per-trial": 1}  # trials_per_run
 WHOLE = ("max_concurrent", "patience", "trials_per_run")
+
+
+def objective_settings(
+    objectives: list[str] | None, prune_on: str | None, pruner: str | None
+) -> dict[str, Any]:
+    """Fields of a StudySpec from what is optimised; nothing prunes by itself where nothing can."""
+    from ucd_ray.tune.names import EPOCHLY
+
+    given = objectives or []
+    found: dict[str, Any] = {"prune_on": prune_on}
+    if given:
+        found |= {"objectives": tuple(given)} if len(given) > 1 else {"objective": given[0]}
+    blind = len(given) > 1 or any(name not in EPOCHLY for name in given)
+    if pruner is not None or (blind and prune_on is None):
+        found["pruner"] = pruner or "none"
+    return found
 
 
 def study_settings(*, executor: str | None, **given: Any) -> dict[str, Any]:
@@ -129,52 +181,75 @@ def _limit(name: str, text: str) -> float | int | None:
     raise ConfigError(f"--{name.replace('_', '-')} ('{text}') must be {kind}, or none")
 
 
-def show(table: Any, name: str, output: str, out: Path | None) -> None:
-    from ucd_ray.tune.results import encode, render, write
+def check_table_format(output: str) -> None:
+    """Raises ConfigError unless `output` is a format that tables can be shown in."""
+    one_of("format", output, TABLE_FORMATS)
 
-    if output == "table":
-        shown = render(table, f"study {name}")
-        if out is None:
-            console.print(shown)
-            return
-        text = io.StringIO()
-        Console(width=WIDE, file=text).print(shown)
-        write(text.getvalue().encode(), out)
+
+def show_trials(table: Any, name: str, output: str) -> None:
+    """Shows the trials of a study that has just run, on a terminal the best first."""
+    from ucd_ray.tune.screen import BEST_FIRST
+    from ucd_ray.tune.selection import select
+
+    order = BEST_FIRST if output == "table" else ()
+    show(select(table.to_reader(), order_by=order), f"study {name}", output, None)
+
+
+def show(rows: Any, title: str, output: str, out: Path | None, *, limit: int | None = None) -> None:
+    """Shows record batches on the terminal, or writes them to a file, in one of `TABLE_FORMATS`.
+
+    limit: rows of a table for people; None: as many as it has by itself
+    """
+    from ucd_ray.tune.formats import replaced, write
+    from ucd_ray.tune.screen import ROWS, render
+
+    if output != "table":
+        with replaced(out) if out else contextlib.nullcontext(sys.stdout.buffer) as sink:
+            write(rows, output, sink)
+            sink.flush()
         return
-    content = encode(table, output)
-    if out is not None:
-        write(content, out)
-    else:
-        sys.stdout.buffer.write(content)
-        sys.stdout.buffer.flush()
+    show_text(render(rows, title, limit=limit or ROWS), out)
+
+
+def show_text(shown: Any, out: Path | None) -> None:
+    """Shows what rich can render on the terminal, or writes it to a file."""
+    from ucd_ray.tune.formats import replaced
+
+    if out is None:
+        console.print(shown)
+        return
+    text = io.StringIO()
+    Console(width=WIDE, file=text).print(shown)
+    with replaced(out) as sink:
+        sink.write(text.getvalue().encode())
 
 
 def run_values(
-    values: list[str] | None,
+    values: list[str] | None = None,
     *,
-    data: str | None,
-    weights: str | None,
-    weights_mean: str | None,
-    weights_std: str | None,
-    base: str | None,
-    base_classes: str | None,
-    setting: str | None,
-    select_on: str | None,
-    split_lists: str | None,
-    seed: int | None,
-    deterministic: bool,
+    data: str | None = None,
+    weights: str | None = None,
+    weights_mean: str | None = None,
+    weights_std: str | None = None,
+    base: str | None = None,
+    base_classes: str | None = None,
+    setting: str | None = None,
+    select_on: str | None = None,
+    split_lists: str | None = None,
+    seed: int | None = None,
+    deterministic: bool = False,
 ) -> dict[str, Any]:
     """Flat values of the options that every training command has, and of its --set options."""
     options = {
-        "data.source": _path(data),
-        "model.weights": _path(weights),
+        "data.source": absolute(data),
+        "model.weights": absolute(weights),
         "model.weights_mean": _triple("--weights-mean", weights_mean),
         "model.weights_std": _triple("--weights-std", weights_std),
-        "model.base": _path(base),
-        "model.base_classes": _path(base_classes),
+        "model.base": absolute(base),
+        "model.base_classes": absolute(base_classes),
         "setting": setting,
         "eval.select_on": select_on,
-        "data.split_lists": _path(split_lists),
+        "data.split_lists": absolute(split_lists),
         "seed": seed,
         "compute.deterministic": deterministic or None,
     }
@@ -204,9 +279,9 @@ def parse_value(text: str) -> Any:
         return text
 
 
-def _path(value: str | None) -> str | None:
-    """An absolute path; `generated` and `pretrained` are words, not paths."""
-    if value is None or value in ("generated", "pretrained"):
+def absolute(value: str | None) -> str | None:
+    """An absolute path; `generated` and `pretrained` are words, not paths, and a service has names."""
+    if value is None or value in ("generated", "pretrained") or server() is not None:
         return value
     return str(Path(value).expanduser().absolute())
 
@@ -221,6 +296,11 @@ def _triple(option: str, text: str | None) -> list[float] | None:
     if len(numbers) != 3:
         raise ConfigError(f"{option} '{text}' must be three numbers such as 0.485,0.456,0.406")
     return numbers
+
+
+def say(line: str) -> None:
+    """Prints a line as it is."""
+    console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def one_of(what: str, value: str, choices: tuple[str, ...]) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ucd_ray.cli.remote import here_only, over_http
 from ucd_ray.cli.shared import (
     Address,
     CpusPerWorker,
@@ -19,12 +20,14 @@ from ucd_ray.cli.shared import (
     MaxHours,
     OomRetries,
     Patience,
+    Racing,
     SameFailures,
+    Tensorboard,
     Terminator,
     TrialsPerRun,
     console,
     one_of,
-    show,
+    show_trials,
     study_settings,
 )
 from ucd_ray.errors import ConfigError
@@ -45,17 +48,20 @@ Wait = Annotated[float, typer.Option(help="Seconds to wait for the study's drive
 
 
 @study_app.command("list")
+@over_http("studies:study_list")
 def study_list() -> None:
     """List all studies."""
     from ucd_ray.tune.explain import studies_table
 
-    console.print(studies_table(_database()))
+    console.print(studies_table(database()))
 
 
 @study_app.command("run")
+@here_only
 def study_run(
     name: Annotated[str, typer.Argument(help="Name of a study that was started before.")],
     trials: Annotated[int | None, typer.Option(help="Trials in all.", min=1)] = None,
+    racing: Racing = None,
     cpus_per_worker: CpusPerWorker = None,
     gpus_per_worker: GpusPerWorker = None,
     max_concurrent: MaxConcurrent = None,
@@ -68,14 +74,16 @@ def study_run(
     oom_retries: OomRetries = None,
     keep_best: KeepBest = None,
     same_failures: SameFailures = None,
+    tensorboard: Tensorboard = None,
     address: Address = None,
 ) -> None:
     """Go on with a study under its stored spec; what is given here replaces what is stored."""
-    from ucd_ray.tune.space import changed
+    from ucd_ray.tune.spec import changed
     from ucd_ray.tune.study import run_study, stored_spec
 
     settings = study_settings(
         trials=trials,
+        racing=racing,
         cpus_per_worker=cpus_per_worker,
         gpus_per_worker=gpus_per_worker,
         max_concurrent=max_concurrent,
@@ -90,10 +98,12 @@ def study_run(
         same_failures=same_failures,
     )
     spec = changed(stored_spec(name), settings)
-    show(run_study(spec, address=address, console=console), name, "table", None)
+    table = run_study(spec, address=address, console=console, tensorboard=tensorboard)
+    show_trials(table, name, "table")
 
 
 @study_app.command("show")
+@over_http("studies:study_show")
 def study_show(
     name: Name,
     output: Annotated[str, typer.Option("--format", help="table or json.")] = "table",
@@ -104,14 +114,33 @@ def study_show(
     from ucd_ray.tune.places import places
 
     one_of("format", output, ("table", "json"))
-    found = overview(_database(), name, places())
+    found = overview(database(), name, places())
     if output == "json":
         console.print_json(data=found.content())
     else:
         console.print(overview_view(found))
 
 
+@study_app.command("compare")
+@here_only
+def study_compare(
+    first: Annotated[str, typer.Argument(help="Name of a study.")],
+    second: Annotated[str, typer.Argument(help="Name of another one.")],
+    output: Annotated[str, typer.Option("--format", help="table or json.")] = "table",
+) -> None:
+    """Compare the best trials of two studies: how far apart, how sure, and what else differs."""
+    from ucd_ray.tune.comparison import compare_studies, comparison_view
+
+    one_of("format", output, ("table", "json"))
+    found = compare_studies(database(), first, second)
+    if output == "json":
+        console.print_json(data=found.content())
+    else:
+        console.print(comparison_view(found))
+
+
 @study_app.command("logs")
+@over_http("studies:study_logs")
 def study_logs(
     name: Name,
     trial: Annotated[int | None, typer.Option(help="Of this trial only.")] = None,
@@ -124,12 +153,12 @@ def study_logs(
     from ucd_ray.tune.commands import driven
     from ucd_ray.tune.events import events
 
-    database = _database()
-    database.stored_spec(name)
+    store = database()
+    store.stored_spec(name)
     after = 0
     while True:
-        runs = follow and driven(database, name)  # before the look: its last lines are not missed
-        for row in events(database, name, number=trial, after=after, last=last):
+        runs = follow and driven(store, name)  # before the look: its last lines are not missed
+        for row in events(store, name, number=trial, after=after, last=last):
             stamp = datetime.datetime.fromtimestamp(row.time).strftime("%Y-%m-%d %H:%M:%S")
             console.print(f"{stamp}  {row.text}", highlight=False, soft_wrap=True, markup=False)
             after = row.id
@@ -140,22 +169,25 @@ def study_logs(
 
 
 @study_app.command("pause")
+@over_http("studies:study_pause")
 def study_pause(name: Name, wait: Wait = 60.0) -> None:
     """Start no new trials, stop running ones at their next checkpoint, let the workers go."""
     from ucd_ray.tune.manage import pause
 
-    _tell(pause(_database(), name, wait_s=wait))
+    tell(pause(database(), name, wait_s=wait))
 
 
 @study_app.command("resume")
+@over_http("studies:study_resume")
 def study_resume(name: Name, wait: Wait = 60.0) -> None:
     """Go on with a paused study."""
     from ucd_ray.tune.manage import resume
 
-    _tell(resume(_database(), name, wait_s=wait))
+    tell(resume(database(), name, wait_s=wait))
 
 
 @study_app.command("stop")
+@over_http("studies:study_stop")
 def study_stop(
     name: Name,
     drain: Annotated[
@@ -177,10 +209,11 @@ def study_stop(
     chosen = [how for how, given in hows.items() if given]
     if len(chosen) > 1:
         raise ConfigError(f"--{' and --'.join(chosen)}: give one of them")
-    _tell(stop(_database(), name, how=chosen[0] if chosen else "checkpoint", wait_s=wait))
+    tell(stop(database(), name, how=chosen[0] if chosen else "checkpoint", wait_s=wait))
 
 
 @study_app.command("cancel")
+@over_http("studies:study_cancel")
 def study_cancel(
     name: Name,
     number: Annotated[int, typer.Argument(help="Number of the trial.")],
@@ -189,10 +222,11 @@ def study_cancel(
     """End one open trial; the study goes on."""
     from ucd_ray.tune.manage import cancel
 
-    _tell(cancel(_database(), name, number, wait_s=wait))
+    tell(cancel(database(), name, number, wait_s=wait))
 
 
 @study_app.command("delete")
+@over_http("studies:study_delete")
 def study_delete(
     name: Name,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
@@ -202,20 +236,37 @@ def study_delete(
     from ucd_ray.tune.manage import delete, driver_of
     from ucd_ray.tune.places import places
 
-    database = _database()
-    if not yes and database.spec(name) is not None and driver_of(database, name) is None:
+    store = database()
+    if not yes and store.spec(name) is not None and driver_of(store, name) is None:
         typer.confirm(f"delete study '{name}' with all its trials and results?", abort=True)
-    _tell(delete(database, name, Store(places().runs)))
+    tell(delete(store, name, Store(places().runs)))
 
 
-def _database() -> Database:
+@study_app.command("clone")
+@over_http("studies:study_clone")
+def study_clone(
+    name: Name,
+    to: Annotated[
+        str | None, typer.Option("--name", help="Of the copy; default: the same.")
+    ] = None,
+) -> None:
+    """Start a copy of a study of a service (--server URL) from its first trial."""
+    raise ConfigError(
+        f"only a service clones: `ucd-ray --server URL study clone {name}`; here start "
+        "`ucd-ray tune` with another --name"
+    )
+
+
+def database() -> Database:
+    """The database of studies."""
     from ucd_ray.tune.database import Database
     from ucd_ray.tune.places import places
 
     return Database(places().database)
 
 
-def _tell(outcome: Outcome) -> None:
+def tell(outcome: Outcome) -> None:
+    """Prints what came of a command; exit code 1 if the driver has not carried it out."""
     console.print(outcome.text, highlight=False, soft_wrap=True, markup=False)
     if not outcome.done:
         raise typer.Exit(NOT_YET)

@@ -150,8 +150,9 @@ def _log_sum(logits: Tensor) -> Tensor:
 
 def _exponentials(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """exp(logits) up to a factor per pixel, their sum, and the logits' logsumexp, over dim 1."""
-    # On a CPU a look whether maxima are needed costs less than they do, most of all channels_last.
-    if logits.is_cpu:
+    # On a CPU a look whether maxima are needed costs less than they do, most of all channels_last;
+    # compiled, it would split the function in two.
+    if logits.is_cpu and not torch.compiler.is_compiling():
         exps = (logits * LOG2_E).exp2_()
         sums = exps.sum(dim=1)
         low, high = sums.aminmax()

@@ -24,6 +24,7 @@ from ucd_ray.models.weights import (
     few,
     file_digest,
     misfits,
+    own_normalisation,
     read_normalisation,
     read_state,
 )
@@ -272,18 +273,14 @@ def _normalisation(
     if not {"mean", "std"} <= state.keys():
         told = weights is None or Path(path).with_suffix(".json").is_file()
         return read_normalisation(path if told else weights, mean, std)
-    # The buffers are 255 times the values, in single precision: six digits are what was given.
-    own = {
-        key: tuple(round(x / 255, 6) for x in state[key].flatten().tolist())
-        for key in ("mean", "std")
-    }
-    for key, given in (("mean", mean), ("std", std)):
-        if given is not None and not _close(given, own[key]):
+    own = own_normalisation(state)
+    for key, given, stored in (("mean", mean, own.mean), ("std", std, own.std)):
+        if given is not None and not _close(given, stored):
             raise ConfigError(
                 f"--weights-{key} ({_numbers(given)}) is not what '{path}' was trained with "
-                f"({_numbers(own[key])}, as it says itself); leave it out"
+                f"({_numbers(stored)}, as it says itself); leave it out"
             )
-    return read_normalisation(None, own["mean"], own["std"])
+    return own
 
 
 def _close(one: Sequence[float], other: Sequence[float]) -> bool:

@@ -113,6 +113,34 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     return dict(stored)
 
 
+def read_header(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """The header and the tensors of a .safetensors file, on the CPU.
+
+    Raises WeightsError if the file is absent, damaged or of another format.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = file.keys()  # a list: the file itself cannot be iterated over
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in names}
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    except SafetensorError as error:
+        raise _damaged(path, error) from None
+
+
+def own_normalisation(state: Mapping[str, Tensor]) -> Normalisation:
+    """The input normalisation that a network of ours carries.
+
+    Its buffers are 255 times the values, in single precision: six digits are what was given.
+    """
+    mean, std = (
+        tuple(round(x / 255, 6) for x in state[key].flatten().tolist()) for key in ("mean", "std")
+    )
+    return Normalisation(_triple(mean, "the mean"), _triple(std, "the std", positive=True))
+
+
 def _is_state_dict(stored: Any) -> bool:
     from torch import Tensor
 
@@ -142,10 +170,13 @@ def _load(path: Path) -> Any:
                 f"'{path}' holds a Python object ({refused[1]}) besides tensors, and unpickling "
                 "one could run code; save model.state_dict() alone"
             ) from None
-        raise WeightsError(
-            f"'{path}' is damaged or no weight file ({type(error).__name__}); "
-            "download or copy it again"
-        ) from None
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: str | Path, error: Exception) -> WeightsError:
+    return WeightsError(
+        f"'{path}' is damaged or no weight file ({type(error).__name__}); download or copy it again"
+    )
 
 
 def _unreadable(path: str | Path, error: OSError) -> WeightsError:

@@ -1,0 +1,1 @@
+"""`ucd-ray doctor`: what is wrong with an installation or a cluster, and how to mend it."""
