@@ -1,0 +1,79 @@
+"""What the library's tables say about a study: is it driven, does it wait, is it complete."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from ucd_ray.service.states import (
+    BASE_STEP,
+    BUDGET,
+    DEGRADED,
+    RESOURCES,
+    Conditions,
+    condition,
+    with_condition,
+)
+from ucd_ray.service.studies import StudyRow
+from ucd_ray.tune import commands
+from ucd_ray.tune.admission import WAITS
+from ucd_ray.tune.database import Database
+from ucd_ray.tune.overview import Budget, budgets_of
+from ucd_ray.tune.tables import hold_table, step_table
+
+
+def while_running(database: Database, row: StudyRow) -> list[dict[str, Any]]:
+    """The conditions of a study whose job runs."""
+    found = _base_step(database, row, row.conditions)
+    if commands.driven(database, row.name) and condition(found, DEGRADED) is not None:
+        found = with_condition(found, DEGRADED, False, "RECOVERED", "its present job runs")
+    if commands.is_paused(database, row.name):
+        told = "paused by a command on the cluster; resume it there, or here"
+        return with_condition(found, RESOURCES, False, "PAUSED_ON_CLUSTER", told)
+    query = sa.select(hold_table.c.slot).where(hold_table.c.study == row.name)
+    slots = database.read(lambda c: list(c.execute(query).scalars()))
+    held = sum(slot != WAITS for slot in slots)
+    if held:
+        return with_condition(found, RESOURCES, True, "PLACED", "its trials hold workers")
+    needs = f"{row.workers} worker(s) with {row.cpus:g} CPU(s)"
+    needs += f" and {row.gpus:g} GPU(s)" if row.gpus else ""
+    if slots:
+        return with_condition(found, RESOURCES, False, "WAITS_FOR_WORKERS", f"waits for {needs}")
+    return with_condition(found, RESOURCES, False, "STARTING", f"starts; a trial takes {needs}")
+
+
+def _base_step(database: Database, row: StudyRow, conditions: Conditions) -> list[dict[str, Any]]:
+    before = condition(conditions, BASE_STEP)
+    if before is not None and before["status"]:
+        return list(conditions)
+    query = sa.select(step_table.c.step).where(step_table.c.study == row.name).limit(1)
+    if database.read(lambda c: c.execute(query).first()) is None:
+        told = "no trial has finished step 0 yet"
+        return with_condition(conditions, BASE_STEP, False, "TRAINING", told)
+    return with_condition(conditions, BASE_STEP, True, "READY", "step 0 is in the step cache")
+
+
+def used_budget(budgets: list[Budget]) -> Budget | None:
+    """The first budget that is used up; trials come first."""
+    return next((budget for budget in budgets if budget.is_used), None)
+
+
+def budgets(database: Database, row: StudyRow) -> list[Budget]:
+    """What of its budgets is used."""
+    return budgets_of(database, row.name)
+
+
+def with_budget(conditions: Conditions, used: Budget | None) -> list[dict[str, Any]]:
+    """The conditions with what ended a study."""
+    if used is None:
+        return with_condition(conditions, BUDGET, False, "LEFT", "no budget is used up")
+    told = f"{used.used:g} of {used.limit:g} {used.name}"
+    reason = "TRIALS" if used.name == "trials" else "LIMIT"
+    return with_condition(conditions, BUDGET, True, reason, told)
+
+
+def stopped_elsewhere(database: Database, row: StudyRow) -> bool:
+    """Whether a command on the cluster stopped the present attempt."""
+    since = row.submitted or row.updated
+    return commands.is_stopping(database, row.name, since)

@@ -1,0 +1,33 @@
+"""Whether the service lives, and whether it can work."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from fastapi import APIRouter
+from pydantic import BaseModel
+
+from ucd_ray.service.core import CoreOf
+from ucd_ray.service.problems import responses
+
+router = APIRouter(tags=["operations"])
+
+
+class Health(BaseModel):
+    """An answer is the message."""
+
+    status: str = "ok"
+    problem: str | None = None
+    """Why studies do not start, if the cluster does not answer."""
+
+
+@router.get("/healthz", responses=responses())
+def healthz() -> Health:
+    """The process answers."""
+    return Health()
+
+
+@router.get("/readyz", responses=responses())
+def readyz(core: CoreOf) -> Health:
+    """The database answers as well; without the cluster studies are still taken, and wait."""
+    core.database.read(lambda connection: connection.execute(sa.select(1)).scalar())
+    return Health(problem=core.reconciler.problem if core.reconciler else None)

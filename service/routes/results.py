@@ -1,0 +1,185 @@
+"""Results: the tables of a study, the recipe of its best trial, its charts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import partial
+from typing import Annotated, Any, BinaryIO, Literal
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import StreamingResponse
+
+from ucd_ray.drawing.chart import Chart
+from ucd_ray.errors import StudyError
+from ucd_ray.service.answering import answered, version_of
+from ucd_ray.service.core import Core, CoreOf
+from ucd_ray.service.freshness import Answer, headers, tag_of, unchanged
+from ucd_ray.service.negotiation import CHARTS, RECIPES, TABLES, media_types, wanted
+from ucd_ray.service.problems import Problem, tagged
+from ucd_ray.service.registered import with_names
+from ucd_ray.service.spool import Fill, Spool
+from ucd_ray.service.studies import StudyRow, Visible
+from ucd_ray.tune.best import measured_trial
+from ucd_ray.tune.charts import NotDrawn, Source, chart_of
+from ucd_ray.tune.formats import write
+from ucd_ray.tune.results import open_view
+from ucd_ray.tune.selection import select
+
+router = APIRouter(prefix="/v1/studies/{study_id}", tags=["results"])
+
+View = Literal["trials", "runs", "steps", "classes", "paper"]
+Kind = Literal[
+    "history",
+    "importances",
+    "parallel",
+    "slice",
+    "contour",
+    "intermediate",
+    "pareto",
+    "forgetting",
+    "classes",
+    "confusion",
+]  # all of the library's but `predictions`, which runs a network
+TableForm = Annotated[
+    str | None, Query(description=f"Instead of `Accept`: {', '.join(TABLES.values())}.")
+]
+LIMIT = 2**31
+
+
+@router.get(
+    "/results",
+    response_class=Response,
+    responses=tagged("The table.", media_types(TABLES), 406, 409),
+)
+async def get_results(
+    study: Visible,
+    core: CoreOf,
+    request: Request,
+    view: Annotated[View, Query(description="Which table.")] = "trials",
+    filters: Annotated[
+        list[str],
+        Query(
+            alias="filter",
+            description="`COLUMN=VALUE`, or with !=, >, >=, <, <=; all must hold.",
+            max_length=50,
+        ),
+    ] = [],  # noqa: B006  FastAPI copies it
+    order_by: Annotated[
+        list[str],
+        Query(description="A column, `-` before it: largest first; `best`.", max_length=20),
+    ] = [],  # noqa: B006
+    columns: Annotated[str | None, Query(description="Only these, with commas.")] = None,
+    limit: Annotated[int | None, Query(ge=1, lt=LIMIT, description="Rows at most.")] = None,
+    best: Annotated[
+        int | None, Query(ge=1, lt=LIMIT, description="Trials in the paper table; else 3.")
+    ] = None,
+    background: Annotated[
+        Literal["with", "without"] | None,
+        Query(description="Whether means of the paper table count it."),
+    ] = None,
+    all_rows: Annotated[
+        bool | None, Query(description="Also published rows that the paper table refuses.")
+    ] = None,
+    format: TableForm = None,
+) -> Response:
+    """A table of a study in the form that `Accept` asks for, row by row as it is read."""
+    media, form = wanted(request, TABLES, format)
+    of_paper = {"best": best, "background": background, "all_rows": all_rows}
+    options = {name: value for name, value in of_paper.items() if value is not None}
+    if options and view != "paper":
+        name = next(iter(options))
+        told = f"{name}: only view 'paper' has it, not '{view}'"
+        error = {"pointer": f"#query/{name}", "code": "INVALID", "detail": told}
+        raise Problem(422, "INVALID", told, [error])
+    chosen: dict[str, Any] = {
+        "filters": filters,
+        "order_by": order_by,
+        "columns": [name.strip() for name in columns.split(",")] if columns else (),
+        "limit": limit,
+    }
+
+    def fill(sink: BinaryIO) -> None:
+        rows = select(open_view(core.database, study.name, view, **options), **chosen)
+        write(rows, form, sink)
+
+    if view == "paper":  # rows of other studies stand in it too
+        return await _of_content(request, media, core, fill)
+    version = await version_of(core, study)
+    return await answered(core, request, version, media, fill)
+
+
+async def _of_content(request: Request, media: str, core: Core, fill: Fill) -> Response:
+    """An answer that is made anew each time; its tag is that of its content."""
+    spool = await Spool.filled(core.writers, fill)
+    if (body := spool.whole) is None:
+        return StreamingResponse(spool.pieces(), media_type=media)
+    tag = tag_of(request, hashlib.sha256(body).hexdigest())
+    same = unchanged(request, tag)
+    return same or Response(body, media_type=media, headers=headers(tag))
+
+
+@router.get(
+    "/best",
+    response_class=Response,
+    responses=tagged("The recipe.", media_types(RECIPES), 406, 409),
+)
+async def get_best(
+    study: Visible,
+    core: CoreOf,
+    request: Request,
+    trial: Annotated[int | None, Query(ge=0, lt=LIMIT, description="This one instead.")] = None,
+    format: Annotated[str | None, Query(description="Instead of `Accept`: yaml or json.")] = None,
+) -> Response:
+    """The recipe of the best trial: `ucd-ray train --recipe FILE` trains it again."""
+    media, form = wanted(request, RECIPES, format)
+    version = await version_of(core, study)
+    return await answered(core, request, version, media, partial(_recipe, core, study, trial, form))
+
+
+def _recipe(core: Core, study: StudyRow, trial: int | None, form: str, sink: BinaryIO) -> None:
+    try:
+        file = measured_trial(core.database, study.name, trial).recipe_file()
+    except StudyError as error:
+        raise Problem(404, "NO_COMPLETE_TRIAL", str(error)) from None
+    file = file.model_copy(update={"recipe": with_names(file.recipe, core.settings)})
+    content = file.model_dump(mode="json", exclude_none=True)
+    sink.write((file.text() if form == "yaml" else json.dumps(content)).encode())
+
+
+@router.get(
+    "/plots/{kind}",
+    response_class=Response,
+    responses=tagged("The chart.", media_types(CHARTS), 406, 409),
+)
+async def get_plot(
+    study: Visible,
+    core: CoreOf,
+    request: Request,
+    kind: Kind,
+    objective: Annotated[
+        str | None, Query(max_length=40, description="Of several; else the first.")
+    ] = None,
+    format: Annotated[
+        str | None, Query(description="Instead of `Accept`: json, svg or png.")
+    ] = None,
+) -> Response:
+    """A chart as a figure of plotly.js, or drawn."""
+    media, form = wanted(request, CHARTS, format)
+    version = await version_of(core, study)
+    tag = tag_of(request, version, media)
+    if (same := unchanged(request, tag)) is not None:
+        return same
+    if (known := core.answers.get(tag)) is None:
+        chart = await run_in_threadpool(_chart, core, study, kind, objective)
+        known = Answer(media, await core.drawer.draw(chart, form))
+        core.answers.put(tag, known)
+    return Response(known.body, media_type=media, headers=headers(tag))
+
+
+def _chart(core: Core, study: StudyRow, kind: str, objective: str | None) -> Chart:
+    try:
+        return chart_of(Source(core.database, study.name), kind, objective)
+    except NotDrawn as error:
+        raise Problem(409, "NOTHING_TO_DRAW", str(error)) from None
