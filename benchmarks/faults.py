@@ -179,7 +179,7 @@ def stops(count: int, per_trial: bool) -> None:
         time.sleep(30)
         os.environ.update({k: os.environ.get(k, v) for k, v in LEAN.items()})
         ray.init(address, log_to_driver=False, logging_level="ERROR")
-        groups = [g for g in list_placement_groups(limit=10000) if g.state != "REMOVED"]
+        groups = [g for g in list_placement_groups(address, limit=10000) if g.state != "REMOVED"]
         free = ray.available_resources().get("CPU", 0.0)
         total = ray.cluster_resources()["CPU"]
         ray.shutdown()

@@ -23,8 +23,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ucd_ray.tune.database import Database
+from ucd_ray.tune.domain import Domain
+from ucd_ray.tune.parameter import Parameter
 from ucd_ray.tune.samplers import STARTUP, make_sampler
-from ucd_ray.tune.space import Parameter
 
 SEARCH = {f"x{i}": Parameter(low=-1.0, high=1.0) for i in range(6)}
 DISTRIBUTIONS: dict[str, optuna.distributions.BaseDistribution] = {
@@ -83,7 +84,7 @@ def ours(url: str, trials: int) -> tuple[float, float]:
     storage = Database(url).optuna_storage()
     study = optuna.create_study(storage=storage, direction="maximize")
     timed = StorageTime(storage)
-    total = run(study, trials, lambda n: make_sampler("tpe", SEARCH, seed=0, number=n))
+    total = run(study, trials, lambda n: make_sampler("tpe", Domain(SEARCH), seed=0, number=n))
     stored = len(optuna.load_study(study_name=study.study_name, storage=storage).get_trials())
     assert stored == trials
     return total, timed.seconds

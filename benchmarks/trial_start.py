@@ -90,7 +90,7 @@ def study(trials: int, workers: int) -> list[float]:
     """Seconds from `trial created` to the first batch of every trial."""
     from ucd_ray.tune import study as study_module
     from ucd_ray.tune.progress import Progress
-    from ucd_ray.tune.space import StudySpec
+    from ucd_ray.tune.spec import StudySpec
 
     created: dict[str, float] = {}
     seconds: list[float] = []

@@ -1,0 +1,1 @@
+"""Does tuning pay?  The experiment behind docs/results."""
