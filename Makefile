@@ -11,9 +11,13 @@ BIN := $(abspath $(VENV))/bin
 READY := $(VENV)/.ready
 DEMO := $(CURDIR)/demo-out
 UCD_RAY := UCD_RAY_HOME="$(DEMO)/home" "$(BIN)/ucd-ray"
-# Tests that start a cluster run one after the other, the rest in two processes.
-PYTEST := "$(BIN)/python" -m pytest
+# Tests that start a cluster mostly wait: two processes of them run beside two of the rest, each on one
+# thread, as two threads each on two cores would wait for each other.  The rest takes its files in their
+# order, or those with few and long tests would come last, in one process.
+PYTEST := OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest
 TWO := -n 2 --dist loadfile
+IN_ORDER := $(TWO) --no-loadscope-reorder
+REPORT ?=
 NEEDS_NOTHING := not ray and not slow and not data and not gpu
 
 .DEFAULT_GOAL := help
@@ -45,13 +49,16 @@ demo: venv
 	$(UCD_RAY) results demo --picture "$(DEMO)/demo.png"
 
 test: venv
-	@failed=0; \
-	$(PYTEST) -m "ray and not gpu" || failed=1; \
-	$(PYTEST) $(TWO) -m "not ray and not gpu" || failed=1; \
-	exit $$failed
+	@log=$$(mktemp); failed=0; \
+	$(PYTEST) $(TWO) -m "ray and not gpu" $(REPORT:%=--junitxml=%/ray.xml) >"$$log" 2>&1 & ray=$$!; \
+	trap 'kill $$ray 2>/dev/null; rm -f "$$log"' EXIT INT TERM; \
+	$(PYTEST) $(IN_ORDER) -m "not ray and not gpu" $(REPORT:%=--junitxml=%/rest.xml) || failed=1; \
+	echo "the tests that start a cluster"; \
+	wait $$ray || failed=1; \
+	cat "$$log"; exit $$failed
 
 test-fast: venv
-	$(PYTEST) $(TWO) -m "$(NEEDS_NOTHING)"
+	$(PYTEST) $(IN_ORDER) -m "$(NEEDS_NOTHING)"
 
 lint: venv
 	"$(BIN)/ruff" check .

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.postgres import PostgresServer, binaries
+from tests.postgres import PostgresServer, running
 from ucd_ray.data.prepare import Generated, Prepared, prepare
 from ucd_ray.job import Job
 from ucd_ray.recipe import Recipe
@@ -28,6 +29,16 @@ TINY: dict[str, Any] = {
 }
 
 MakeJob = Callable[..., Job]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c_as_in_a_terminal() -> Iterator[None]:
+    """Also where tests run in a script's background, which ignores Ctrl-C and so do its children."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True)
@@ -74,13 +85,8 @@ def make_job(shapes: Prepared, tmp_path: Path) -> MakeJob:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
     """A PostgreSQL server of this test run."""
-    found = binaries()
-    if found is None:
-        pytest.skip("no PostgreSQL server is installed (Debian: apt-get install postgresql)")
-    server = PostgresServer(found)
-    server.start()
-    yield server
-    server.close()
+    with running() as server:
+        yield server
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

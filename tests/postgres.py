@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import pwd
@@ -9,8 +10,11 @@ import shutil
 import socket
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
+
+import pytest
 
 USER = "ucd"
 PASSWORD = "s3cret/Zebra%Quagga@42"  # found by grep wherever it goes, and needs quoting in a URL
@@ -72,7 +76,7 @@ class PostgresServer:
 
     def start(self) -> None:
         """Returns once connections are taken."""
-        options = f"-p {self.port} -h 127.0.0.1 -k '' -c fsync=off"
+        options = f"-p {self.port} -h 127.0.0.1 -k '' -c fsync=off -c max_connections=300"
         self._run("pg_ctl", "start", "-w", "-l", str(self.log), "-o", options)
 
     def crash(self) -> None:
@@ -102,3 +106,15 @@ class PostgresServer:
         name = f"studies{next(self._names)}"
         self.run_sql(f"CREATE DATABASE {name}")
         return name
+
+
+@contextlib.contextmanager
+def running() -> Iterator[PostgresServer]:
+    """A server until the end of the block; the test is skipped where none is installed."""
+    found = binaries()
+    if found is None:
+        pytest.skip("no PostgreSQL server is installed (Debian: apt-get install postgresql)")
+    server = PostgresServer(found)
+    server.start()
+    yield server
+    server.close()

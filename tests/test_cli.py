@@ -17,16 +17,26 @@ import pytest
 
 from tests.conftest import TINY
 from tests.tune.test_bridge import open_book, run_trial, spec_of
+from tests.tune.test_database import step_report
+from tests.tune.test_paper import study as voc_study
+from tests.tune.test_paper import voc
 from tests.tune.test_results import ABOUT
 from ucd_ray import cli
-from ucd_ray.cli.shared import parse_value, read_values, study_settings
+from ucd_ray.cli.edit import read_range
+from ucd_ray.cli.shared import TABLE_FORMATS, parse_value, read_values, study_settings
 from ucd_ray.cli.study import study_run
 from ucd_ray.data.prepare import Prepared
-from ucd_ray.errors import ConfigError
+from ucd_ray.errors import ConfigError, StudyError
+from ucd_ray.published import rows as published
+from ucd_ray.tune.bridge import TrialBook
 from ucd_ray.tune.database import Database
+from ucd_ray.tune.editing import edit
+from ucd_ray.tune.edits import Edit
 from ucd_ray.tune.events import EventLog
-from ucd_ray.tune.space import changed
-from ucd_ray.tune.study import MAY_CHANGE
+from ucd_ray.tune.parameter import Parameter
+from ucd_ray.tune.places import places
+from ucd_ray.tune.spec import changed, parsed
+from ucd_ray.tune.study import MAY_CHANGE, register, with_edits
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -414,11 +424,110 @@ def test_results_leave_in_every_format(run: Run, tmp_path: Path) -> None:
     assert json.loads(text)[0]["value"] == 12.5
     _, text, _ = run("results", "study", "--format", "csv")
     assert next(csv.DictReader(io.StringIO(text)))["state"] == "COMPLETE"
-    for form in ("table", "csv", "json", "parquet", "arrow"):
+    for form in TABLE_FORMATS:
         path = tmp_path / f"out.{form}"
         assert run("results", "study", "--format", form, "--out", str(path))[0] == 0
     assert "12.5" in (tmp_path / "out.table").read_text()
     assert pyarrow.parquet.read_table(tmp_path / "out.parquet").num_rows == 1
+
+
+@pytest.mark.usefixtures("study")
+def test_results_are_views_with_filters_order_and_limit(run: Run) -> None:
+    book = TrialBook(spec_of(), Database(places().database))
+    book.next_trial()
+    for step in range(2):
+        book.report(1, step_report(step, 60.0 + step))
+    book.report(1, {"kind": "done", "value": 61.0})
+    book.close(1)
+    assert "61.0" in run("results", "study", "--view", "steps", "--filter", "step=1")[1]
+    options = ("--order-by", "-iou", "--limit", "2", "--format", "csv")
+    _, text, _ = run("results", "study", "--view", "classes", *options)
+    assert [row["iou"] for row in csv.DictReader(io.StringIO(text))] == ["90", "90"]
+    _, text, _ = run("results", "study", "--filter", "value>12", "--filter", "value<20")
+    assert "12.5" in text and "61.0" not in text
+
+
+@pytest.mark.usefixtures("study")
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("--view", "trails"), ("unknown view 'trails'", "'trials'")),
+        (("--filter", "state"), ("filter 'state' must be COLUMN=VALUE",)),
+        (("--filter", "sate=COMPLETE"), ("no column 'sate'", "'state'")),
+        (("--filter", "state=FAILED"), ("no row of view 'trials'", "'state=FAILED'")),
+        (("--order-by", "vlue"), ("no column 'vlue'", "'value'")),
+        (("--view", "steps"), ("nothing for view 'steps' yet",)),
+    ],
+)
+def test_results_that_cannot_be_had_are_refused_and_write_nothing(
+    run: Run, tmp_path: Path, arguments: tuple[str, ...], parts: tuple[str, ...]
+) -> None:
+    path = tmp_path / "out.csv"
+    assert_refused(
+        run("results", "study", *arguments, "--format", "csv", "--out", str(path)), *parts
+    )
+    assert not path.exists()
+
+
+def test_the_paper_table_has_own_and_published_rows_and_numbers_what_marks_them(
+    run: Run, own_home: Path
+) -> None:
+    voc_study(Database(places().database), "study", voc(60, 20))
+    code, output, errors = run("results", "study", "--view", "paper")
+    assert code == 0, errors
+    assert [line for line in output.splitlines() if "mib+ucd" in line and "60.0" in line]
+    assert "MiB+UCD" in output and "joint bound 77.4 there, unknown here" in output
+    assert "setting disjoint there" not in output
+    assert (
+        "setting disjoint there, overlapped here"
+        in run("results", "study", "--view", "paper", "--all-rows", "--limit", "999")[1]
+    )
+    options = ("--columns", "method,0-15,all", "--background", "with", "--best", "1")
+    _, text, _ = run("results", "study", "--view", "paper", *options, "--format", "csv")
+    rows = list(csv.reader(io.StringIO(text)))
+    assert rows[0] == ["method", "0-15", "all"]
+    assert ["PLOP", "65.12", "54.64"] in rows
+    refused = run("results", "study", "--best", "2")
+    assert_refused(refused, "--best: only --view paper has it, not 'trials'")
+
+
+def test_published_rows_are_shown_without_a_study(run: Run) -> None:
+    options = ("--filter", "setting=disjoint", "--order-by", "-all", "--format", "csv")
+    _, text, _ = run("results", "--published", "voc-15-1", *options)
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert {row["setting"] for row in rows} == {"disjoint"}
+    assert [row["all"] for row in rows if row["method"] == "MiB+UCD"] == ["43.5"]
+    assert "code of UCD" in next(row["known_from"] for row in rows if row["method"] == "MiB+UCD")
+    assert "MiB+UCD" in run("results", "--published", "voc-15-1")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ((), ("give either the name of a study or --published SCENARIO",)),
+        (("study", "--published", "voc-15-1"), ("give either the name of a study or",)),
+        (("--published", "voc-15-x"), ("unknown scenario 'voc-15-x'", "voc-15-5")),
+        (("--published", "msrc-16-5"), ("no published rows for 'msrc-16-5'", "voc-15-1")),
+        (("--published", "voc-15-1", "--filter", "all>99"), ("no published row", "'all>99'")),
+        (("--published", "voc-15-1", "--columns", "methd"), ("no column 'methd'", "'method'")),
+    ],
+)
+def test_published_rows_that_cannot_be_had_are_refused(
+    run: Run, arguments: tuple[str, ...], parts: tuple[str, ...]
+) -> None:
+    assert_refused(run("results", *arguments), *parts)
+
+
+def test_a_damaged_file_of_published_rows_is_refused(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damaged = tmp_path / "rows.csv"
+    damaged.write_text(published.ROWS.read_text().replace("overlapped,,FT,miou_20,12.9", "x"))
+    monkeypatch.setattr(published, "ROWS", damaged)
+    published.published_rows.cache_clear()
+    refused = run("results", "--published", "voc-15-1")
+    published.published_rows.cache_clear()
+    assert_refused(refused, f"'{damaged}', line 6, column 'step'")
 
 
 @pytest.mark.usefixtures("study")
@@ -456,7 +565,7 @@ def test_show_says_where_a_study_stands(run: Run) -> None:
     _, text, _ = run("study", "show", "study", "--format", "json")
     content = json.loads(text)
     assert (content["state"], content["states"], content["best"]) == (
-        *("not running", {"COMPLETE": 1}, [12.5, 0]),
+        *("not running", {"COMPLETE": 1}, {"numbers": [0], "text": "12.50 (trial 0)"}),
     )
 
 
@@ -552,7 +661,8 @@ def test_options_of_a_study_become_fields_of_its_spec() -> None:
 
 
 def test_a_study_may_go_on_with_other_budgets_and_parallelism() -> None:
-    fields = {*inspect.signature(study_run).parameters} - {"name", "address", "executor"}
+    beside = {"name", "address", "executor", "tensorboard"}
+    fields = {*inspect.signature(study_run).parameters} - beside
     assert fields == MAY_CHANGE
     spec = changed(spec_of(max_hours=1.0), {"max_hours": None, "trials": 9, "patience": 4})
     assert (spec.max_hours, spec.trials, spec.patience) == (None, 9, 4)
@@ -568,3 +678,248 @@ def test_a_study_is_planned_without_being_started(
     assert "7 trial(s) to run" in output
     assert "without the step cache" in output
     assert Database(f"sqlite:///{own_home}/studies.db").studies() == []
+
+
+# Spaces.
+
+
+def test_the_schema_of_a_study_is_printed_as_json(run: Run) -> None:
+    code, out, _ = run("config", "--schema", "study")
+    assert code == 0
+    assert "recipe" in json.loads(out)["properties"]
+
+
+def test_config_shows_where_keys_exist_and_what_constrains_them(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text(
+        "scenario: shapes-8-4\nconstraints: [optim.lr_new <= optim.lr_base]\nsearch:\n"
+        "  method: {choices: [mib, plop]}\n  optim.lr_new: {low: 0.001, high: 0.1}\n"
+        "  pod.weight: {choices: [0.01, 0.02]}\n"
+    )
+    code, out, _ = run("config", "shapes-8-4", "--space", str(path))
+    text = " ".join(out.split())
+    assert code == 0
+    assert "shapes-8-4, method mib, plop" in text
+    assert "{0.01, 0.02} where method is plop" in text
+    assert "optim.lr_new <= optim.lr_base" in text
+    code, out, _ = run("config", "shapes-8-4", "--space", str(path), "--explain")
+    assert code == 0
+    assert "Factor of this term" in out, "also of keys that the first method has not"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["config"], "give a scenario"),
+        (["config", "--schema", "stud"], "unknown schema 'stud'; did you mean 'study'"),
+        (["config", "shapes-8-4", "--method", "mib,plopp"], "unknown method 'plopp'"),
+        ([*tiny("tune"), "--constraint", "kd.wait < 1"], "unknown key 'kd.wait'; did you mean"),
+        ([*tiny("tune"), "--constraint", "kd.weight = 1"], "must compare keys and numbers"),
+        ([*tiny("tune"), "--constraint", "kd.weight < 0"], "leaves nothing to try"),
+    ],
+)
+def test_a_wrong_space_is_refused(run: Run, arguments: list[str], part: str) -> None:
+    assert_refused(run(*arguments), part)
+
+
+# The best trial, trained again, and the use of networks.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("train",), ("give --scenario", "--recipe FILE")),
+        (("train", *SHAPES, "--other-data"), ("--other-data goes with --recipe",)),
+        (("train", "--recipe", "absent.yaml"), ("recipe 'absent.yaml'", "No such file")),
+        (("train", "--recipe", "a.yaml", "--seed", "0"), ("--seed does not go with --recipe",)),
+        (("train", "--recipe", "a.yaml", "--set", "a=1"), ("--set does not go with --recipe",)),
+        (("train", *SHAPES, "--save", "a.pth"), ("--save 'a.pth'", ".safetensors")),
+        (("train", *SHAPES, "--save", "/absent/a.safetensors"), ("no directory '/absent'",)),
+        (("study", "best", "nothing"), ("no study 'nothing'",)),
+        (("study", "best", "nothing", "--format", "xml"), ("unknown format 'xml'",)),
+        (("evaluate", "--network", "nothing"), ("no study 'nothing'",)),
+        (("evaluate", "--network", "a.safetensors"), ("'a.safetensors'", "no such file")),
+        (("evaluate", "--network", "a", "--images", "test"), ("unknown images 'test'", "val")),
+        (("evaluate", "--network", "a", "--format", "xml"), ("unknown format 'xml'",)),
+        (("export", "--network", "nothing", "--no-onnx"), ("no study 'nothing'",)),
+        (("predict", "absent.png", "--network", "a"), ("image 'absent.png' does not exist",)),
+        (("predict", str(Path(__file__)), "--network", "nothing"), ("no study 'nothing'",)),
+    ],
+)
+def test_commands_for_networks_refuse_wrong_input(
+    run: Run, arguments: tuple[str, ...], parts: tuple[str, ...]
+) -> None:
+    assert_refused(run(*arguments), *parts)
+
+
+def test_a_network_is_trained_saved_scored_exported_and_used(
+    run: Run, shapes: Prepared, tmp_path: Path
+) -> None:
+    network, out = tmp_path / "net.safetensors", tmp_path / "out"
+    short = ("--set", "optim.epochs_base=1", "--set", "optim.epochs_new=1")
+    code, text, errors = run(*tiny("train", data=shapes), *short, "--save", str(network))
+    assert (code, f"wrote {network}" in text) == (0, True), errors
+    chosen = ("--network", str(network))
+    code, text, _ = run("evaluate", *chosen, "--format", "csv")
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert (code, len([row for row in rows if row["kind"] == "class"])) == (0, 13)
+    code, _, _ = run("export", *chosen, "--no-onnx", "--out", str(out))
+    assert (code, sorted(p.name for p in out.iterdir())) == (
+        *(0, ["classes.txt", "network.safetensors"]),
+    )
+    from PIL import Image
+
+    Image.new("RGB", (30, 20)).save(tmp_path / "scene.jpg")
+    code, text, _ = run(
+        "predict", str(tmp_path / "scene.jpg"), *chosen, "--out", str(tmp_path / "masks")
+    )
+    assert (code, "scene.jpg: " in text) == (0, True)
+    assert (tmp_path / "masks/scene-mask.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--objective", "miou_old", "--objective", "drop"], "pruner none"),
+        (["--objective", "seconds"], "pruner none"),
+        (
+            ["--objective", "miou_old", "--objective", "drop", "--prune-on", "miou_all"],
+            "pruner median",
+        ),
+        (["--objective", "forgetting", "--constraint", "drop <= 2"], "pruner median"),
+    ],
+)
+def test_nothing_prunes_by_itself_where_nothing_can(
+    run: Run, shapes: Prepared, arguments: list[str], expected: str
+) -> None:
+    code, out, errors = run(*tiny("tune", data=shapes), *arguments, "--dry-run")
+    assert code == 0, errors
+    assert expected in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--objective", "miou_old", "--objective", "miou_nw"], "did you mean 'miou_new'"),
+        (["--objective", "miou_old", "--objective", "drop", "--pruner", "median"], "prune_on"),
+        (["--constraint", "forgeting <= 2"], "unknown metric 'forgeting'"),
+        (["--prune-on", "seconds"], "is not measured after every epoch"),
+    ],
+)
+def test_wrong_goals_are_refused(run: Run, arguments: list[str], part: str) -> None:
+    assert_refused(run(*tiny("tune"), *arguments), part)
+
+
+# Presets.
+
+
+def test_presets_are_listed_with_what_they_should_give(run: Run) -> None:
+    code, out, _ = run("presets")
+    assert code == 0
+    assert "voc-15-1/mib+ucd" in out
+
+
+@pytest.mark.parametrize("command", ["tune", "train"])
+def test_a_preset_tells_its_numbers_and_is_checked(run: Run, tmp_path: Path, command: str) -> None:
+    arguments = (command, "--preset", "voc-15-1/mib", "--data", str(tmp_path), "--dry-run")
+    code, out, errors = run(*arguments)
+    assert (code, "should give mIoU" in out) == (2, True), "its data are not there"
+    assert "error: " in errors
+    assert_refused(run(command, "--preset", "voc-15-1/mibb"), "did you mean 'voc-15-1/mib'?")
+    assert_refused(run(command), "give --scenario")
+
+
+# Edits and queued trials.
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1..300,log", {"low": 1, "high": 300, "log": True}),
+        ("1e-4 .. 1e-2, log", {"low": 1e-4, "high": 1e-2, "log": True}),
+        ("-1..1", {"low": -1, "high": 1}),
+        ("64..512,int,step=64", {"low": 64, "high": 512, "type": "int", "step": 64}),
+        ("[256, 512, null]", {"choices": (256, 512, None)}),
+        ("[standard, authors]", {"choices": ("standard", "authors")}),
+    ],
+)
+def test_a_range_is_read_from_the_command_line(text: str, expected: dict[str, Any]) -> None:
+    assert read_range("kd.weight", text) == Parameter.model_validate(expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ((), ("nothing to edit", "--search")),
+        (("--search", "kd.weight"), ("--search 'kd.weight'", "KEY=VALUE")),
+        (("--search", "kd.weight=1..2,lg"), ("kd.weight=1..2,lg", "LOW..HIGH")),
+        (("--search", "kd.weight=1-2"), ("kd.weight=1-2", "LOW..HIGH")),
+        (("--search", "kd.weight=5..2"), ("kd.weight", "low (5.0) must be below high (2.0)")),
+        (("--search", "kd.weight=[]"), ("kd.weight", "choices is empty")),
+        (("--search", "kd.wieght=1..2"), ("kd.wieght", "'kd.weight'")),
+        (("--search", "optim.epochs_new=1..2,int"), ("'optim.epochs_new' is fixed at 2",)),
+        (("--add-choice", "kd.weight=3"), ("'kd.weight' has a range",)),
+        (("--space", "nothing"), ("no search space 'nothing'",)),
+        (("--max-concurrent", "few"), ("--max-concurrent ('few')", "whole number")),
+    ],
+)
+def test_a_wrong_edit_is_one_message_and_changes_nothing(
+    run: Run, own_home: Path, arguments: tuple[str, ...], parts: tuple[str, ...]
+) -> None:
+    database = open_book(own_home).database
+    before = database.stored_spec("study")
+    assert_refused(run("study", "edit", "study", *arguments), *parts)
+    assert database.stored_spec("study") == before
+
+
+def test_a_study_is_edited_and_given_trials_from_the_command_line(run: Run, own_home: Path) -> None:
+    open_book(own_home)
+    code, out, _ = run(
+        *("study", "edit", "study", "--search", "kd.weight=1..300,log", "--trials", "40"),
+        *("--add-choice", "ucd.max_old=512"),
+    )
+    assert (code, "revision 1: kd.weight: 1 .. 200 log -> 1 .. 300 log" in out) == (0, True)
+    code, out, _ = run("study", "enqueue", "study", "--set", "kd.weight=400")
+    assert code == 0
+    assert "trial 1 is queued with kd.weight=400" in out
+    assert "outside of its range 1 .. 300 log" in out
+    assert_refused(run("study", "enqueue", "study"), "nothing to queue", "--set")
+    code, out, _ = run("study", "show", "study")
+    assert "revisions" in out
+    assert "trials: 6 -> 40" in out
+
+
+def test_the_ranges_of_a_file_replace_those_of_a_study(
+    run: Run, own_home: Path, tmp_path: Path
+) -> None:
+    database = open_book(own_home).database
+    file = tmp_path / "space.yaml"
+    file.write_text(
+        "scenario: shapes-8-2\nmethod: mib+ucd\nsearch:\n"
+        "  kd.weight: {low: 2, high: 50, log: true}\n"
+        "  ucd.max_old: {choices: [256, null]}\n"
+        "  optim.epochs_new: {low: 1, high: 3, type: int}\n"
+    )
+    code, out, errors = run("study", "edit", "study", "--space", str(file))
+    assert code == 0, errors
+    assert "kd.weight: 1 .. 200 log -> 2 .. 50 log" in out
+    spec = database.stored_spec("study")
+    assert spec["search"]["kd.weight"]["high"] == 50
+    assert "optim.epochs_new" not in spec["search"], "the study fixes it"
+    assert "ucd.weight" in spec["recipe"] or "ucd.weight" in spec["search"]
+
+
+def test_the_same_command_after_an_edit_keeps_budgets_and_names_the_differences(
+    own_home: Path,
+) -> None:
+    spec = spec_of()
+    database = open_book(own_home, spec).database
+    edit(database, "study", Edit(settings={"trials": 40, "patience": 9}))
+    assert (with_edits(spec).trials, with_edits(spec).patience) == (40, 9)
+    assert with_edits(changed(spec, {"trials": 50})).trials == 50
+    edit(database, "study", Edit(search={"kd.weight": Parameter(low=20, high=100)}))
+    with pytest.raises(StudyError) as error:
+        register(database, with_edits(spec), spec.base_recipe())
+    assert "kd.weight ({low: 20.0, high: 100.0" in str(error.value)
+    assert "`ucd-ray study run study` goes on with the edited values" in str(error.value)
+    register(database, parsed(database.stored_spec("study")), spec.base_recipe())

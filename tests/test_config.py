@@ -7,7 +7,9 @@ from ucd_ray.config import NEVER, SECTIONS, Config, DataConfig, ModelConfig, Opt
 from ucd_ray.methods import METHODS, Term
 from ucd_ray.recipe import Recipe
 from ucd_ray.scenarios import Scenario
-from ucd_ray.tune.space import Parameter, SearchSpace, SpacePart, StudySpec
+from ucd_ray.tune.parameter import Parameter
+from ucd_ray.tune.space import SearchSpace, SpacePart
+from ucd_ray.tune.spec import StudySpec
 
 TERMS = sorted({type(t) for terms in METHODS.values() for t in terms}, key=lambda t: t.__name__)
 CONFIGS: list[type[Config]] = [

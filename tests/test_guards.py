@@ -6,6 +6,7 @@ import ast
 import importlib
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,28 +15,40 @@ import pytest
 import ucd_ray
 
 PACKAGE = Path(ucd_ray.__file__).parent
+SERVICE = PACKAGE / "service"  # a link, which rglob does not follow, to where the code lies
 
 # From the bottom up; modules of one layer may import each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("config",),
-    ("scenarios",),
-    ("losses", "metrics", "palette"),
+    ("scenarios", "class_orders"),
+    ("losses", "metrics", "palette", "confusion", "drawing"),
     ("data", "models"),
     ("methods",),
     ("recipe",),
-    ("store", "presence", "step_leases", "step_eviction", "checkpoint", "runtime", "memory"),
-    ("job", "learner", "evaluate"),
+    ("published",),
+    (
+        "store",
+        "presence",
+        "step_leases",
+        "step_eviction",
+        "checkpoint",
+        "runtime",
+        "memory",
+        "environment",
+    ),
+    ("job", "learner", "evaluate", "network", "predictions", "onnx_export"),
     ("memories", "turns"),
     ("train",),
     ("tune",),
-    ("service", "cli"),
+    ("service", "client", "doctor", "cli"),
 )
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 
 
 def source_files() -> list[Path]:
-    return sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+    found = {*PACKAGE.rglob("*.py"), *SERVICE.rglob("*.py")}
+    return sorted(found - {PACKAGE / "__init__.py"})
 
 
 def unit_of(path: Path) -> str:
@@ -88,11 +101,14 @@ def users_of(library: str) -> set[str]:
     [
         ("ray", {"tune", "train", "service"}),
         ("optuna", {"tune"}),
-        ("sqlalchemy", {"tune"}),
+        ("sqlalchemy", {"tune", "service"}),
         ("fastapi", {"service"}),
         ("typer", {"cli"}),
+        ("uvicorn", {"cli", "service"}),
         ("rich", {"cli", "tune", "service"}),
         ("timm", {"models"}),
+        ("plotly", {"drawing"}),
+        ("matplotlib", {"drawing", "predictions"}),
     ],
 )
 def test_a_library_is_used_in_its_place_only(library: str, allowed: set[str]) -> None:
@@ -110,6 +126,14 @@ def test_losses_and_metrics_are_functions_of_tensors(unit: str) -> None:
     standard = {name for name in names if name in sys.stdlib_module_names}
     assert names - standard <= {"torch", "ucd_ray.errors", f"ucd_ray.{unit}"}
     assert not standard & {"os", "pathlib", "socket", "subprocess", "multiprocessing", "logging"}
+
+
+def test_an_installed_copy_has_every_package() -> None:
+    top = PACKAGE.parent
+    listed = tomllib.loads((top / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = {path.parent for path in (*PACKAGE.rglob("*.py"), *SERVICE.rglob("*.py"))}
+    names = {".".join(path.relative_to(top).parts) for path in found}
+    assert sorted(listed) == sorted({*names, "ucd_ray.search_spaces"})
 
 
 VALIDATE = """

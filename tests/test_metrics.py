@@ -10,26 +10,38 @@ from torchmetrics.functional.classification import (
     multiclass_jaccard_index,
 )
 
-from ucd_ray.metrics import forgetting, iou_per_class, mean_forgetting, mean_ious
+from ucd_ray.metrics import confusion_of, forgetting, iou_per_class, mean_forgetting, mean_ious
 
 
-def confusion_of(seed: int, classes: int = 6) -> tuple[Tensor, Tensor, Tensor]:
+def example(seed: int, classes: int = 6) -> tuple[Tensor, Tensor, Tensor]:
+    """Confusion matrix, prediction and truth of 400 pixels."""
     generator = torch.Generator().manual_seed(seed)
     truth = torch.randint(0, classes, (400,), generator=generator)
     other = torch.randint(0, classes, (400,), generator=generator)
     predicted = torch.where(torch.rand(400, generator=generator) < 0.6, truth, other)
-    return multiclass_confusion_matrix(predicted, truth, classes), predicted, truth
+    return confusion_of(predicted, truth, classes=classes), predicted, truth
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_confusion_agrees_with_torchmetrics_and_leaves_ignored_pixels_out(seed: int) -> None:
+    _, predicted, truth = example(seed)
+    truth[::7] = 255
+    expected = multiclass_confusion_matrix(predicted, truth, 6, ignore_index=255)
+    image = (4, 10, 10)
+    found = confusion_of(predicted.view(image), truth.view(image), classes=6)
+    assert found.dtype == torch.int64
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_iou_agrees_with_torchmetrics(seed: int) -> None:
-    confusion, predicted, truth = confusion_of(seed)
+    confusion, predicted, truth = example(seed)
     expected = 100 * multiclass_jaccard_index(predicted, truth, num_classes=6, average="none")
     torch.testing.assert_close(iou_per_class(confusion).float(), expected)
 
 
 def test_iou_agrees_with_sets_of_pixels() -> None:
-    confusion, predicted, truth = confusion_of(9)
+    confusion, predicted, truth = example(9)
     for c in range(6):
         a = set((predicted == c).nonzero().flatten().tolist())
         b = set((truth == c).nonzero().flatten().tolist())

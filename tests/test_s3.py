@@ -22,6 +22,11 @@ from ucd_ray.train import LocalContext, Report, step_reports, train_run
 boto3 = pytest.importorskip("boto3")
 moto = pytest.importorskip("moto.server")
 
+CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "key",
+    "AWS_SECRET_ACCESS_KEY": "hidden",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
 KEY, OTHER = {"number": 0}, {"number": 1}
 WEIGHTS = {"weight": torch.arange(2500.0)}
 SHORT = {"optim.iterations_base": 3, "optim.iterations_new": 2, "method": "finetune"}
@@ -38,9 +43,8 @@ def endpoint() -> Iterator[str]:
 @pytest.fixture
 def url(endpoint: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
     """A prefix of this test alone."""
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
     client = boto3.client("s3", endpoint_url=f"http://{endpoint}", region_name="us-east-1")
     client.create_bucket(Bucket="bucket")
     name = request.node.name.replace("[", "-").rstrip("]")

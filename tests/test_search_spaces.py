@@ -11,12 +11,12 @@ import pytest
 from ucd_ray.methods import METHODS
 from ucd_ray.scenarios import KNOWN_SCENARIOS
 from ucd_ray.tune.space import (
-    StudySpec,
     build_spec,
     known_spaces,
     load_search_space,
     small_budget,
 )
+from ucd_ray.tune.spec import StudySpec
 
 FOLDER = Path(__file__).parent.parent / "search_spaces"
 FILES = sorted(path.stem for path in FOLDER.glob("*.yaml"))

@@ -14,6 +14,8 @@ import torch
 from tests.conftest import MakeJob
 from ucd_ray import metrics
 from ucd_ray.checkpoint import StepCache, Store, TrialStore, key_digest
+from ucd_ray.confusion import decoded, unpack
+from ucd_ray.environment import threads
 from ucd_ray.errors import CheckpointError
 from ucd_ray.job import Job
 from ucd_ray.learner import Ranks
@@ -98,6 +100,24 @@ def test_reports_come_as_start_then_epochs_then_step(make_job: MakeJob) -> None:
     assert [step["cached"] for step in steps] == [False] * 3
 
 
+def test_a_step_tells_what_trained_it_also_when_another_run_did(make_job: MakeJob) -> None:
+    trained = list(step_reports(reports_of(make_job(method="mib"))))
+    with threads(torch.get_num_threads() + 1):
+        cached = list(step_reports(reports_of(make_job(method="mib"))))
+    assert [step["cached"] for step in cached] == [True] * 3
+    for one, other in zip(trained, cached, strict=True):
+        assert one["environment"]["threads"] == torch.get_num_threads()
+        assert one["environment"] == other["environment"]
+
+
+def test_every_step_is_trained_with_the_threads_of_its_job(make_job: MakeJob) -> None:
+    job = replace(make_job(method="mib"), threads=(3, 1, 2))
+    before = torch.get_num_threads()
+    steps = list(step_reports(reports_of(job)))
+    assert [step["environment"]["threads"] for step in steps] == [3, 1, 2]
+    assert torch.get_num_threads() == before
+
+
 def test_rungs_count_the_epochs_since_the_base_step(make_job: MakeJob) -> None:
     epochs = [r for r in reports_of(make_job(method="finetune")) if r["kind"] == "epoch"]
     assert [e["step"] for e in epochs] == [0, 0, 1, 1, 2, 2]
@@ -129,6 +149,13 @@ def test_means_and_forgetting_follow_from_the_reported_ious(make_job: MakeJob) -
             assert same(means["miou_all"], float(history[step][1:].nanmean()))
         assert len(steps[0][images]["forgetting"]) == 0
         assert list(steps[2][images]["forgetting"]) == [str(c) for c in range(11)]
+
+
+def test_the_confusion_on_val_is_told_after_every_step_with_old_classes(make_job: MakeJob) -> None:
+    first, second, _ = step_reports(reports_of(make_job(method="finetune")))
+    assert first["confusion"] is None
+    counts = torch.from_numpy(unpack(decoded(second["confusion"])))
+    assert same(metrics.iou_per_class(counts).tolist(), list(second["val"]["iou"].values()))
 
 
 def test_a_run_may_end_after_a_step(make_job: MakeJob) -> None:

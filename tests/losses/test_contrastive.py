@@ -19,10 +19,23 @@ from ucd_ray.losses import (
     contrastive,
     contrastive_distillation,
     contrastive_kernel,
+    contrastive_plan,
+    contrastive_tiles,
+    contrastive_whole,
 )
 
 NUM_OLD = 3
 CAPS = {"max_anchors": 20, "max_old": 4, "max_per_class": 5}
+
+
+@pytest.fixture(scope="module", autouse=True, params=["tiles", "whole"])
+def _arithmetic(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Both ways to compute the loss; batches as small as here would take one only."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "tiles":
+            patch.setitem(contrastive_plan.FEW, "cpu", 0)
+            patch.setitem(contrastive_plan.FEW, "cuda", 0)
+        yield
 
 
 class Batch:
@@ -253,7 +266,7 @@ def test_gradcheck_with_a_fixed_contrast_set(
 ) -> None:
     """Finite differences would move the anchors' detached copies too, so these are held."""
     batch = Batch(2, size=(2, 3, 3))
-    gather = contrastive_kernel._gather
+    gather = contrastive_kernel.gather
     kept: list[Any] = []
 
     def with_first_columns(*inputs: Any) -> Any:
@@ -265,7 +278,7 @@ def test_gradcheck_with_a_fixed_contrast_set(
         batch.new = features
         return batch.loss(temperature=temperature, form=form)
 
-    monkeypatch.setattr(contrastive_kernel, "_gather", with_first_columns)
+    monkeypatch.setattr(contrastive_kernel, "gather", with_first_columns)
     assert torch.autograd.gradcheck(loss, batch.new)
 
 
@@ -275,9 +288,11 @@ def test_tiles_of_any_size_give_the_same_answer(
     knobs: dict[str, Any], tile: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = Batch(4)
+    monkeypatch.setitem(contrastive_plan.FEW, "cpu", 2**21)
     whole = batch.loss(**knobs, generator=torch.Generator().manual_seed(0))
     (whole_gradient,) = torch.autograd.grad(whole, batch.new)
-    monkeypatch.setitem(contrastive_kernel.TILES, "cpu", tile)
+    monkeypatch.setitem(contrastive_plan.FEW, "cpu", 0)
+    monkeypatch.setitem(contrastive_tiles.TILES, "cpu", tile)
     loss = batch.loss(**knobs, generator=torch.Generator().manual_seed(0))
     (gradient,) = torch.autograd.grad(loss, batch.new)
     assert loss.item() == pytest.approx(whole.item(), rel=1e-12)
@@ -313,7 +328,8 @@ def test_no_tensor_larger_than_a_tile_is_made_or_saved(monkeypatch: pytest.Monke
     batch = Batch(5, torch.float32, size=(2, 20, 20))
     inputs = batch.new.numel()
     limit = max(4000, inputs)
-    monkeypatch.setitem(contrastive_kernel.TILES, "cpu", (50, 4000))
+    monkeypatch.setitem(contrastive_plan.FEW, "cpu", 4000)
+    monkeypatch.setitem(contrastive_tiles.TILES, "cpu", (50, 4000))
     saved: list[int] = []
 
     def note(tensor: Tensor) -> Tensor:
@@ -822,13 +838,14 @@ def test_arithmetic_of_bfloat16_products(monkeypatch: pytest.MonkeyPatch) -> Non
         assert a.dtype == b.dtype
         return torch.mm(a.to(out.dtype), b.to(out.dtype), out=out)
 
-    def add_product(to: Tensor, a: Tensor, b: Tensor) -> None:
+    def add_product(to: Tensor, a: Tensor, b: Tensor) -> Tensor:
         assert a.dtype == b.dtype == torch.bfloat16
-        to.addmm_(a.to(to.dtype), b.to(to.dtype))
+        return to.addmm_(a.to(to.dtype), b.to(to.dtype))
 
     monkeypatch.setattr(contrastive, "_multiplies_in_half", lambda features: True)
-    monkeypatch.setattr(contrastive_kernel, "_multiply", multiply)
-    monkeypatch.setattr(contrastive_kernel, "_add_product", add_product)
+    for module in (contrastive_whole, contrastive_tiles):
+        monkeypatch.setattr(module, "multiply", multiply)
+        monkeypatch.setattr(module, "add_product", add_product)
     loss = batch.loss()
     (gradient,) = torch.autograd.grad(loss, batch.new)
     assert loss.item() == pytest.approx(expected.item(), rel=5e-3)

@@ -371,7 +371,8 @@ def test_wrong_arguments_are_refused() -> None:
 
 @pytest.fixture
 def fused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The CPU goes the way of a GPU."""
+    """The CPU goes the way of a GPU, with nothing compiled before."""
+    torch.compiler.reset()
     unbiased._compiled.cache_clear()
     monkeypatch.setattr(unbiased, "_fused", lambda function, device: unbiased._compiled(function))
 
@@ -404,10 +405,12 @@ def test_fused_by_the_compiler_they_are_the_same(temperature: float) -> None:
     new, old, labels = sample(torch.float32, 16, 5, (2, 16, 16))
     with torch.inference_mode():
         frozen = old * 1
+    torch._dynamo.utils.counters.clear()
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*run unfused")
         losses = unbiased_losses(new, frozen, labels, temperature=temperature)
         gradient = gradient_of(losses, new)
+    assert not torch._dynamo.utils.counters["graph_break"], "each function is compiled as a whole"
     expected = separate(new, old, labels, temperature=temperature)
     torch.testing.assert_close(losses, expected, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(gradient, gradient_of(expected, new), rtol=1e-5, atol=1e-8)

@@ -12,7 +12,8 @@ import time
 from ucd_ray.tune import commands
 from ucd_ray.tune.bridge import TrialBook
 from ucd_ray.tune.database import Database
-from ucd_ray.tune.space import StudySpec
+from ucd_ray.tune.editing import Editor
+from ucd_ray.tune.spec import StudySpec
 
 
 def main(url: str, name: str, mode: str) -> None:
@@ -43,12 +44,15 @@ def answered(database: Database, name: str, book: TrialBook) -> bool:
             return True
         if command.kind == commands.CANCEL:
             number = command.body["number"]
-            is_open = number in book.open
-            if is_open:
+            told = "stopping" if number in book.open else f"trial {number} is not running"
+            if number in book.open:
                 book.fail(number, "STOPPED_BY_USER", "stopped by command")
-            commands.finish(
-                database, command.id, "stopping" if is_open else f"trial {number} is not running"
-            )
+            elif book.cancel_unplaced(number):
+                told = "cancelled"
+            commands.finish(database, command.id, told)
+        if command.kind in (commands.EDIT, commands.ENQUEUE):
+            told = Editor(book, lambda text: None).handlers()[command.kind](command)
+            commands.finish(database, command.id, told)
         words = {commands.PAUSE: "paused", commands.RESUME: "goes on"}
         if command.kind in words:
             commands.finish(database, command.id, words[command.kind])

@@ -27,7 +27,7 @@ from ucd_ray.train import step_reports
 from ucd_ray.tune.cache import about_key
 from ucd_ray.tune.places import places
 from ucd_ray.tune.prepare import prepare_job
-from ucd_ray.tune.run import plan_table, run
+from ucd_ray.tune.run import plan_table, run, run_job
 from ucd_ray.tune.space import SearchSpace, build_spec
 
 SHORT = {"optim.iterations_base": 6, "optim.iterations_new": 2}
@@ -88,7 +88,7 @@ def exported(trained: Job, shapes: Prepared, tmp_path_factory: pytest.TempPathFa
 
 def scores(reports: list[Values]) -> list[Values]:
     """The step reports without what tells an imported step from a trained one."""
-    left_out = ("iterations", "images", "entries")
+    left_out = ("iterations", "images", "entries", "environment", "run_epoch")
     return [{k: v for k, v in report.items() if k not in left_out} for report in measured(reports)]
 
 
@@ -218,7 +218,7 @@ def test_what_only_shapes_step_0_is_not_searched(key: str) -> None:
 def test_a_run_checks_imports_and_trains(trained: Job, exported: Values) -> None:
     recipe = trained.recipe.with_overrides(exported)
     text = Console(width=400, record=True, file=io.StringIO())
-    text.print(plan_table(recipe, workers=1))
+    text.print(plan_table(run_job(recipe)))
     plan = text.export_text()
     digest = file_digest(exported["model.base"])[:12]
     told = f"base step: imported from {exported['model.base']} (digest {digest}); not yet in"

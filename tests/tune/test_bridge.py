@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,18 +18,19 @@ from tests.conftest import TINY, MakeJob
 from tests.tune.test_database import step_report
 from ucd_ray.errors import StudyError
 from ucd_ray.job import Job
-from ucd_ray.tune import bridge
+from ucd_ray.tune import proposals
 from ucd_ray.tune.bridge import (
     BookScheduler,
     BookSearcher,
     TrialBook,
-    distribution,
 )
 from ucd_ray.tune.database import Database
-from ucd_ray.tune.executors import pack, root_cause
+from ucd_ray.tune.executors import MICRO_BATCH, pack, root_cause
 from ucd_ray.tune.names import EXHAUSTIVE, PRUNERS, SAMPLERS
+from ucd_ray.tune.parameter import Parameter
+from ucd_ray.tune.proposals import distribution
 from ucd_ray.tune.samplers import derived_seed
-from ucd_ray.tune.space import Parameter, StudySpec
+from ucd_ray.tune.spec import StudySpec
 
 SEARCH: dict[str, Any] = {
     "ucd.weight": {"low": 0.001, "high": 0.1, "log": True},
@@ -170,13 +170,13 @@ def test_proposals_depend_on_what_was_measured(tmp_path: Path) -> None:
 def test_no_two_trials_share_a_random_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    true, numbers = bridge.make_sampler, []
+    true, numbers = proposals.make_sampler, []
 
     def record(*args: Any, number: int, **options: Any) -> optuna.samplers.BaseSampler:
         numbers.append(number)
         return true(*args, number=number, **options)
 
-    monkeypatch.setattr(bridge, "make_sampler", record)
+    monkeypatch.setattr(proposals, "make_sampler", record)
     book = open_book(tmp_path, spec_of(first={"ucd.weight": 0.01}))
     asked = [chosen[0] for _ in range(4) if (chosen := book.next_trial())]
     assert numbers == asked == [0, 1, 2, 3]
@@ -356,6 +356,14 @@ def test_steps_are_stored_and_events_are_told(tmp_path: Path) -> None:
     assert trial_of(book, 0).user_attrs["last_step"] == 1
 
 
+def test_the_micro_batch_of_a_trials_last_start_is_kept(tmp_path: Path) -> None:
+    book = open_book(tmp_path)
+    book.next_trial()
+    for micro in (4, None, 2):  # out of memory once, lost its driver, out of memory twice
+        book.report(0, {"kind": "start", "first_step": 1, "micro_batch_new": micro})
+        assert trial_of(book, 0).user_attrs[MICRO_BATCH] == micro
+
+
 # After a crash.
 
 
@@ -424,6 +432,9 @@ class Floor:
     def may_ask(self) -> bool:
         return self.mode == "run"
 
+    def has_room(self) -> bool:
+        return len(self.placed) < self.room
+
     def place(self, key: str, jobs: list[Job]) -> str | None:
         if len(self.placed) >= self.room:
             return "needs 2 GPUs, 1 free"
@@ -469,7 +480,11 @@ def test_tune_gets_the_keys_of_placed_trials_until_the_study_is_full(
     assert [searcher.suggest(name) for name in "abcd"] == [{"key": str(n)} for n in range(4)]
     assert floor.placed["0"].recipe.flat()["kd.weight"] == 10
     assert floor.placed["3"].name[-1] == "3"
-    assert searcher.suggest("e") == BookSearcher.FINISHED
+    assert searcher.suggest("e") is None, "an edit may raise the number of trials"
+    for name in "abcd":
+        tell(pair, name, {"kind": "done", "value": 1.0})
+        searcher.on_trial_complete(name)
+    assert searcher.suggest("f") == BookSearcher.FINISHED
 
 
 def test_a_trial_without_room_waits_with_its_reason_and_is_not_asked_twice(
@@ -487,14 +502,32 @@ def test_a_trial_without_room_waits_with_its_reason_and_is_not_asked_twice(
     assert trial_of(searcher.book, 1).user_attrs["waiting"] is None
 
 
-def test_params_that_do_not_fit_together_fail_their_trial_alone(pair: Pair, floor: Floor) -> None:
-    searcher, _ = pair
-    floor.job = replace(floor.job, recipe=floor.job.recipe.with_overrides({"method": "finetune"}))
+def test_params_that_do_not_fit_together_fail_their_trial_alone(
+    tmp_path: Path, floor: Floor
+) -> None:
+    search = {"data.scale_min": {"low": 0.3, "high": 0.9}, "data.scale_max": {"choices": [0.5, 2]}}
+    first = {"data.scale_min": 0.8, "data.scale_max": 0.5}
+    book = open_book(tmp_path, spec_of(search=search, first=first))
+    searcher = BookSearcher(book, floor)  # type: ignore[arg-type]
     assert searcher.suggest("a") is None
     trial = trial_of(searcher.book, 0)
     assert trial.state == TrialState.FAIL
     assert trial.user_attrs["code"] == "USER_ERROR"
-    assert "kd.weight" in trial.user_attrs["reason"] or "ucd" in trial.user_attrs["reason"]
+    assert "scale_min (0.8) is above scale_max (0.5)" in trial.user_attrs["reason"]
+
+
+def test_params_given_by_hand_that_break_a_constraint_are_never_trained(
+    tmp_path: Path, floor: Floor
+) -> None:
+    book = open_book(tmp_path, spec_of(constraints=["ucd.weight < 0.01 * kd.weight"], first={}))
+    book.study.enqueue_trial({"ucd.weight": 0.09, "kd.weight": 2})
+    searcher = BookSearcher(book, floor)  # type: ignore[arg-type]
+    assert searcher.suggest("a") is None
+    trial = trial_of(book, 0)
+    assert trial.state == TrialState.FAIL
+    assert "break the constraint 'ucd.weight < 0.01 * kd.weight'" in trial.user_attrs["reason"]
+    assert not floor.placed
+    assert searcher.suggest("a") == {"key": "1"}
 
 
 def test_a_report_through_tune_reaches_the_trial_it_belongs_to(pair: Pair, floor: Floor) -> None:
@@ -556,6 +589,27 @@ def test_a_trial_that_waits_can_be_cancelled(pair: Pair, floor: Floor) -> None:
     assert searcher.cancel(1)
     codes = [t.user_attrs["code"] for t in searcher.book.study.get_trials()]
     assert codes == ["STOPPED_BY_USER"] * 2
+
+
+def test_a_queued_trial_can_be_cancelled_and_is_never_handed_out(pair: Pair, floor: Floor) -> None:
+    searcher, _ = pair
+    searcher.suggest("a")
+    searcher.book.study.enqueue_trial({"kd.weight": 20.0})
+    assert searcher.cancel(1)
+    assert not searcher.cancel(1)
+    trial = trial_of(searcher.book, 1)
+    assert (trial.state, trial.params) == (TrialState.FAIL, {})
+    assert trial.user_attrs["code"] == "STOPPED_BY_USER"
+    assert searcher.suggest("b") == {"key": "2"}
+
+
+def test_trials_that_were_added_meanwhile_are_handed_out(pair: Pair, floor: Floor) -> None:
+    searcher, _ = pair
+    for name in "abcd":
+        searcher.suggest(name)
+    assert searcher.suggest("e") is None
+    searcher.book.revise(searcher.book.spec.model_copy(update={"trials": 5}))
+    assert searcher.suggest("e") == {"key": "4"}
 
 
 def test_a_pruned_trial_stays_pruned_even_if_a_pause_came_with_the_verdict(
@@ -630,3 +684,20 @@ def test_tunes_own_copy_of_searcher_and_scheduler_holds_nothing(pair: Pair) -> N
 def test_a_report_survives_tune_as_json() -> None:
     report = step_report()
     assert json.loads(pack(report)["report"])["select"]["iou"]["1"] == 50.0
+
+
+def chosen(pair: Pair, *statuses: str) -> int | None:
+    """Which of the trials with these statuses Tune is told to run."""
+    trials = [SimpleNamespace(trial_id=str(at), status=s) for at, s in enumerate(statuses)]
+    found = pair[1].choose_trial_to_run(SimpleNamespace(get_trials=lambda: trials))
+    return None if found is None else trials.index(found)
+
+
+def test_the_newest_trial_gets_the_process_that_has_become_free(pair: Pair) -> None:
+    assert chosen(pair, "PENDING", "RUNNING", "PENDING", "TERMINATED") == 2
+
+
+def test_a_trial_whose_process_was_lost_is_run_again(pair: Pair) -> None:
+    assert chosen(pair, "TERMINATED", "PAUSED") == 1
+    assert chosen(pair, "PAUSED", "PENDING") == 1
+    assert chosen(pair, "TERMINATED", "RUNNING") is None

@@ -43,7 +43,7 @@ def test_no_better_trial_for_a_while_ends_the_study(tmp_path: Path) -> None:
         run_trial(book, value)
         assert budgets.look() is None
     run_trial(book, 29.0)
-    assert budgets.look() == "budget: no better trial than 1 (30.00) in 2 trials"
+    assert budgets.look() == "budget: nothing better than 30.00 (trial 1) in 2 trials"
 
 
 def test_gpu_hours_count_all_that_was_held(tmp_path: Path) -> None:
@@ -129,6 +129,18 @@ def test_what_a_trial_held_before_it_was_interrupted_stays(tmp_path: Path) -> No
     second.spend(4, "running", 2.0)
     second.end(4, "useful")
     assert totals(first.database, "study") == {"useful": Spent(17.0, 0.0)}
+
+
+def test_runs_of_a_trial_that_hold_gangs_at_the_same_time_are_added_up(tmp_path: Path) -> None:
+    ledger = ledger_of(tmp_path, Gang(1, 1.0, 0.0))
+    for replicate, seconds in ((0, 10.0), (1, 3.0), (0, 12.0)):
+        ledger.spend(2, "running", seconds, replicate=replicate)
+    ledger.reopen(2, replicate=0)  # it stopped at its checkpoint, the other one goes on
+    ledger.spend(2, "running", 4.0, replicate=1)
+    ledger.spend(2, "running", 5.0, replicate=0)
+    assert totals(ledger.database, "study") == {"running": Spent(21.0, 0.0)}
+    ledger.end(2, "useful")
+    assert totals(ledger.database, "study") == {"useful": Spent(21.0, 0.0)}
 
 
 def test_the_sum_of_what_was_held_leaves_savings_and_wall_time_out(tmp_path: Path) -> None:

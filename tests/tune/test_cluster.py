@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.conftest import TINY, tiny_recipe
@@ -14,7 +19,7 @@ from ucd_ray.tune import cluster as module
 from ucd_ray.tune.cluster import Cluster, check_fits, free_ports, local_cpus
 from ucd_ray.tune.executors import Gang
 from ucd_ray.tune.nodes import Node
-from ucd_ray.tune.space import StudySpec
+from ucd_ray.tune.spec import StudySpec
 
 
 class Known(Cluster):
@@ -109,6 +114,24 @@ def test_free_ports_differ_and_can_be_bound() -> None:
             probe.bind(("127.0.0.1", port))
 
 
+def test_a_port_that_was_free_is_not_given_to_whoever_asks_for_any() -> None:
+    with contextlib.ExitStack() as stack:
+        any_port = [stack.enter_context(socket.socket()) for _ in range(50)]
+        for holder in any_port:
+            holder.bind(("127.0.0.1", 0))
+        taken = {holder.getsockname()[1] for holder in any_port}
+    assert not taken & set(module.PORTS)
+
+
+def test_no_free_port_is_an_error_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        port = holder.getsockname()[1]
+        monkeypatch.setattr(module, "PORTS", range(port, port + 1))
+        with pytest.raises(ClusterError, match=rf"no 1 free ports .*of {port} to {port}"):
+            free_ports(1)
+
+
 def test_workers_that_a_private_head_could_never_hold_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -155,6 +178,21 @@ def test_ray_gets_a_short_temporary_directory(monkeypatch: pytest.MonkeyPatch) -
     assert module._short_temp() == "/scratch"
 
 
+def test_files_of_heads_whose_driver_was_killed_go_with_the_next_head(tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    here = socket.gethostname()
+    owners = {"dead": f"{here} {gone.pid}", "mine": f"{here} {os.getpid()}", "far": "elsewhere 1"}
+    for name, owner in owners.items():
+        folder = tmp_path / f"ucd-ray-{name}"
+        folder.mkdir()
+        (folder / "driver").write_text(owner)
+    (tmp_path / "ucd-ray-unknown").mkdir()
+    module.remove_leftover_folders(tmp_path)
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["ucd-ray-far", "ucd-ray-mine", "ucd-ray-unknown"]
+
+
 def test_changed_environment_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UCD_TEST_ONE", "before")
     monkeypatch.delenv("UCD_TEST_TWO", raising=False)
@@ -162,3 +200,25 @@ def test_changed_environment_is_given_back(monkeypatch: pytest.MonkeyPatch) -> N
         assert (os.environ["UCD_TEST_ONE"], os.environ["UCD_TEST_TWO"]) == ("x", "y")
     assert os.environ["UCD_TEST_ONE"] == "before"
     assert "UCD_TEST_TWO" not in os.environ
+
+
+def test_a_head_ends_at_once_with_all_that_it_started_whatever_it_does_when_told_to() -> None:
+    script = "trap '' TERM; (trap '' TERM; sleep 60) & echo; wait"
+    with subprocess.Popen(
+        ["bash", "-c", script], stdout=subprocess.PIPE, start_new_session=True
+    ) as head:
+        assert head.stdout is not None
+        head.stdout.readline()  # both ignore SIGTERM from here on
+        children = psutil.Process(head.pid).children(recursive=True)
+        started = time.monotonic()
+        module._end(head)
+        assert time.monotonic() - started < 5
+    assert children
+    assert not [child for child in children if lives(child)]
+
+
+def lives(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -19,10 +19,19 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config as AlembicConfig
 
+from ucd_ray.confusion import pack, unpack
 from ucd_ray.errors import StudyError
 from ucd_ray.tune import migrations
 from ucd_ray.tune.database import LEASE_S, Database
-from ucd_ray.tune.tables import class_table, metric_table, step_table, study_table, tables
+from ucd_ray.tune.tables import (
+    class_table,
+    confusion_table,
+    environment_table,
+    metric_table,
+    step_table,
+    study_table,
+    tables,
+)
 
 
 @pytest.fixture
@@ -188,12 +197,15 @@ def test_a_database_of_the_first_version_keeps_its_studies(url: str) -> None:
             study_table.insert(), {"name": "old", "spec": '{"trials": 7}', "created": 1.0}
         )
         step = {"cached": True, "seconds": 2.0, "images": 3, "iterations": 4}
-        connection.execute(step_table.insert(), {"study": "old", "number": 0, "step": 1, **step})
+        key = {"study": "old", "number": 0, "step": 1}
+        old_table = sa.table("ucd_step", *map(sa.column, (*key, *step)))
+        connection.execute(old_table.insert(), {**key, **step})
     engine.dispose()
     database = Database(url)
     assert {"ucd_command", "ucd_event", "ucd_hold", "ucd_ledger"} <= set(shape_of(url))
+    assert {"ucd_environment", "ucd_confusion"} <= set(shape_of(url))
     assert database.spec("old") == {"trials": 7}
-    assert [row["seconds"] for row in rows(database, step_table)] == [2.0]
+    assert [(row["seconds"], row["replicate"]) for row in rows(database, step_table)] == [(2.0, 0)]
 
 
 def test_the_newest_migration_can_be_taken_back(url: str) -> None:
@@ -202,6 +214,19 @@ def test_the_newest_migration_can_be_taken_back(url: str) -> None:
     to_revision(url, "0001")
     assert "ucd_ledger" not in shape_of(url)
     assert Database(url).spec("study") == {}
+
+
+def test_an_older_version_finds_the_first_replicate_of_every_trial(url: str) -> None:
+    database = Database(url)
+    database.save_spec("study", "{}", {})
+    for replicate, value in ((0, 10.0), (1, 20.0)):
+        database.add_step("study", 3, step_report(value=value), replicate=replicate)
+    to_revision(url, "0002")
+    with database.engine.connect() as connection:
+        found = connection.exec_driver_sql("SELECT number, step, iou FROM ucd_class").all()
+    assert sorted(tuple(row) for row in found if row.iou == 10.0) == [(3, 1, 10.0)] * 2
+    assert not [row for row in found if row.iou == 20.0]
+    assert [row["replicate"] for row in rows(Database(url), step_table)] == [0]
 
 
 def test_a_database_of_a_newer_version_is_refused(url: str) -> None:
@@ -426,6 +451,18 @@ def test_a_step_is_stored_with_means_and_classes(database: Database) -> None:
     ]
 
 
+def test_an_environment_is_stored_once_for_all_steps_that_it_trained(database: Database) -> None:
+    here, there = {"threads": 1}, {"threads": 2}
+    for number, found in enumerate((here, here, there)):
+        database.add_step("study", number, {**step_report(), "environment": found})
+    database.add_step("study", 3, {**step_report(), "environment": None, "entries": ["e", "m"]})
+    stored = {r["digest"]: json.loads(r["content"]) for r in rows(database, environment_table)}
+    steps = rows(database, step_table)
+    assert [stored.get(step["environment"]) for step in steps] == [here, here, there, None]
+    assert [step["entry"] for step in steps] == [None, None, None, "e"]
+    assert len(stored) == 2
+
+
 def test_a_repeated_step_replaces_the_earlier_report(database: Database) -> None:
     database.add_step("study", 3, step_report(value=10.0))
     database.add_step("study", 4, step_report(value=20.0))
@@ -437,3 +474,23 @@ def test_a_repeated_step_replaces_the_earlier_report(database: Database) -> None
     }
     assert values == {3: 30.0, 4: 20.0}
     assert len(rows(database, step_table)) == 2
+
+
+def test_replicates_of_a_trial_are_stored_side_by_side(database: Database) -> None:
+    for replicate, value in ((0, 10.0), (1, 20.0), (1, 30.0)):
+        database.add_step("study", 3, step_report(value=value), replicate=replicate)
+    values = {
+        r["replicate"]: r["value"]
+        for r in rows(database, metric_table)
+        if (r["images"], r["metric"]) == ("val", "miou_all")
+    }
+    assert values == {0: 10.0, 1: 30.0}
+
+
+def test_the_confusion_of_a_step_is_stored_where_there_is_one(database: Database) -> None:
+    database.add_step("study", 3, {**step_report(0), "confusion": None})
+    database.add_step("study", 3, {**step_report(1), "confusion": pack([[5, 1], [0, 7]])})
+    database.add_step("study", 3, {**step_report(1), "confusion": pack([[6, 1], [0, 7]])})
+    (row,) = rows(database, confusion_table)
+    assert (row["number"], row["step"]) == (3, 1)
+    assert unpack(row["counts"]).tolist() == [[6, 1], [0, 7]]

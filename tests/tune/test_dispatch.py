@@ -26,16 +26,28 @@ class Gangs:
         self.gang = Gang(1, 1.0, 0.0)
         self.hosts: dict[str, Any] = {}
         self.state: dict[str, dict[str, Any]] = {}
+        self.queue: list[str] = []
         self.answers: list[tuple[str, int, str]] = []
         self.wishes: list[tuple[str, str]] = []
 
     def add_gang(self, name: str) -> None:
         self.hosts[name] = name
-        self.state[name] = {"trial": None, "up": True, "idle_s": 0.0, "up_s": 0.0, "closing": False}
+        trial = self.queue.pop(0) if self.queue else None
+        self.state[name] = {
+            **{"trial": trial, "up": True, "idle_s": 0.0, "up_s": 0.0, "closing": False}
+        }
 
     def put(self, key: str, job: Any, smaller: Any = ()) -> None:
-        free = next(gang for gang in self.state.values() if gang["trial"] is None)
-        free["trial"] = key
+        for gang in self.state.values():
+            if gang["trial"] is None and not gang["closing"]:
+                gang["trial"] = key
+                return
+        self.queue.append(key)
+
+    def leave(self, name: str) -> None:
+        """A gang has ended by itself: it had its trials, or its workers do not start any more."""
+        self.hosts.pop(name)
+        self.state.pop(name)
 
     def done(self, key: str) -> None:
         for gang in self.state.values():
@@ -49,7 +61,10 @@ class Gangs:
             self.state.pop(name)
 
     def status(self) -> dict[str, Any]:
-        return {"queued": [], "gangs": {name: dict(gang) for name, gang in self.state.items()}}
+        return {
+            "queued": [*self.queue],
+            "gangs": {name: dict(gang) for name, gang in self.state.items()},
+        }
 
     def answer(self, key: str, place: int, answer: str) -> None:
         self.answers.append((key, place, answer))
@@ -65,6 +80,9 @@ class Budget:
     reason: str | None = None
 
     def exhausted(self) -> str | None:
+        return self.reason
+
+    def look(self) -> str | None:
         return self.reason
 
 
@@ -121,6 +139,47 @@ def test_a_gang_for_one_trial_is_not_used_twice(desk: Dispatcher, gangs: Gangs) 
     desk.ended("0")
     place(desk, "1")
     assert list(gangs.hosts) == ["gang0", "gang1"]
+
+
+def test_a_placed_trial_whose_gang_has_ended_gets_another(desk: Dispatcher, gangs: Gangs) -> None:
+    place(desk, "0")
+    gangs.done("0")
+    desk.tick()
+    desk.ended("0")
+    gangs.leave("gang0")
+    assert place(desk, "1") is None
+    assert gangs.queue == ["1"], "nothing takes it"
+    desk.tick()
+    assert gangs.state["gang1"]["trial"] == "1"
+    assert desk.admission.slots == {"gang1"}
+
+
+def test_a_placed_trial_without_room_for_a_gang_says_what_it_waits_for(
+    desk: Dispatcher, gangs: Gangs
+) -> None:
+    place(desk, "0")
+    gangs.done("0")
+    desk.tick()
+    desk.ended("0")
+    gangs.leave("gang0")
+    place(desk, "1")
+    desk.nodes = lambda: [Node("n1", {"CPU": 2.0}, {"CPU": 0.0})]
+    desk.tick()
+    assert desk.waiting_reasons() == {"1": "needs 1 CPU, 0 free"}
+    desk.nodes = lambda: [Node("n1", {"CPU": 2.0}, {"CPU": 2.0})]
+    desk.tick()
+    assert gangs.state["gang1"]["trial"] == "1"
+    assert not desk.waiting_reasons()
+
+
+def test_a_gang_that_is_let_go_is_not_counted_on(desk: Dispatcher, gangs: Gangs) -> None:
+    place(desk, "0")
+    gangs.done("0")
+    desk.ended("0")
+    gangs.state["gang0"]["idle_s"] = dispatch.IDLE_S + 1
+    desk.tick()
+    assert place(desk, "1") is None
+    assert gangs.state["gang1"]["trial"] == "1"
 
 
 def test_idle_gangs_are_let_go_after_a_while_and_their_holds_with_them(
@@ -250,3 +309,42 @@ def test_without_a_wish_a_report_is_answered_with_go(desk: Dispatcher, gangs: Ga
     desk.answer("0", 0, stop=False)
     desk.answer("0", 1, stop=True)
     assert gangs.answers == [("0", 0, GO), ("0", 1, STOP)]
+
+
+# Edits.
+
+
+def test_a_command_of_another_kind_goes_to_its_handler(desk: Dispatcher) -> None:
+    desk.handlers = {commands.EDIT: lambda command: f"edited {command.body['trials']}"}
+    command = give(desk, commands.EDIT, trials=7)
+    desk.tick()
+    assert outcome(desk, command) == "edited 7"
+    assert desk.mode == "run"
+
+
+def test_after_an_edit_more_trials_run_at_a_time(desk: Dispatcher) -> None:
+    desk.max_gangs = 1
+    place(desk, "0")
+    assert not desk.may_ask()
+    desk.reconsider()
+    assert desk.may_ask()
+
+
+def test_a_study_goes_on_once_its_used_up_budget_has_grown(desk: Dispatcher) -> None:
+    budget = desk.budget
+    assert isinstance(budget, Budget)
+    budget.reason = "budget: 1 h of wall time are used up"
+    desk.tick()
+    assert desk.ends
+    desk.reconsider()
+    assert desk.ends, "it is used up still"
+    budget.reason = None
+    desk.reconsider()
+    assert (desk.mode, desk.ends) == ("run", False)
+
+
+def test_an_edit_does_not_undo_a_stop(desk: Dispatcher) -> None:
+    give(desk, commands.STOP, how="drain")
+    desk.tick()
+    desk.reconsider()
+    assert desk.ends

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -10,13 +12,17 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from tests.postgres import PostgresServer
 from tests.tune.test_bridge import open_book, spec_of
+from tests.tune.test_results import step
 from ucd_ray.errors import StudyError
 from ucd_ray.tune import database as database_module
 from ucd_ray.tune import events as events_module
 from ucd_ray.tune.database import Database
-from ucd_ray.tune.events import EventLog, events, last_lines
+from ucd_ray.tune.event_data import event_data
+from ucd_ray.tune.events import EventLog, _insert, _row, events, last_lines, tell
 from ucd_ray.tune.progress import Progress
+from ucd_ray.tune.reasons import NEEDS_GPUS, Reason
 
 
 @pytest.fixture
@@ -123,3 +129,51 @@ def test_the_log_says_why_a_driver_ended(database: Database) -> None:
         ):
             raise error
         assert texts(database)[-1] == f"its driver ends: {why}"
+
+
+def test_an_event_tells_programs_what_it_tells_people(database: Database) -> None:
+    log = EventLog(database, "study")
+    with Progress(spec_of(), Console(quiet=True), finished=Counter(), log=log) as progress:
+        progress.event("started", "trial 3", {"kd.weight": 10.0})
+        progress.event("waiting", "trial 3", {"reason": Reason(NEEDS_GPUS, "needs 4 GPUs")})
+        progress.event("start", "trial 3-r1", {"first_step": 1, "notes": []})
+        progress.event("step", "trial 3", step(1, 41.0) | {"own": True})
+        failed = {"state": "FAIL", "code": "OUT_OF_MEMORY", "values": None, "reason": "no memory"}
+        progress.event("finished", "trial 3", failed)
+    rows = [(row.kind, json.loads(row.data)) for row in events(database, "study") if row.data]
+    assert [(kind, data.get("state"), data["of"]) for kind, data in rows] == [
+        ("started", "WAITING", "trial 3"),
+        ("waiting", "WAITING", "trial 3"),
+        ("start", "RUNNING", "trial 3-r1"),
+        ("step", None, "trial 3"),
+        ("finished", "INFEASIBLE", "trial 3"),
+    ]
+    assert rows[0][1]["params"] == {"kd.weight": 10.0}
+    assert rows[1][1] == {
+        **{"of": "trial 3", "state": "WAITING"},
+        **{"reason": "needs 4 GPUs", "code": NEEDS_GPUS},
+    }
+    assert rows[3][1]["val"]["miou_all"] == 41.0
+    assert event_data("step", "trial 0", step(0, 41.0))["val"]["miou_old"] is None, "NaN is no JSON"
+
+
+def test_the_first_lines_after_one_are_found(database: Database) -> None:
+    for line in "abcd":
+        tell(database, "study", line)
+    first = events(database, "study", first=1)[0]
+    assert first.text == "a"
+    assert [row.text for row in events(database, "study", after=first.id, first=2)] == ["b", "c"]
+
+
+def test_ids_become_visible_in_their_order(postgres: PostgresServer) -> None:
+    made = Database(postgres.url(postgres.new_database()))
+    made.save_spec("study", spec_of().model_dump_json(), {})
+    with made.engine.connect() as slow:
+        _insert(slow, [_row("study", "slow", "study", None, None)])
+        fast = threading.Thread(target=tell, args=(made, "study", "fast"))
+        fast.start()
+        fast.join(0.5)
+        assert texts(made) == [], "a later line would be seen before an earlier one"
+        slow.commit()
+    fast.join(10)
+    assert texts(made) == ["slow", "fast"]

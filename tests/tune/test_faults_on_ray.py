@@ -18,6 +18,7 @@ import pytest
 from tests.tune.test_study_on_ray import SET, read_until
 from ucd_ray.tune import cluster as clusters
 from ucd_ray.tune.database import Database
+from ucd_ray.tune.executors import Executor, Gang
 from ucd_ray.tune.tables import hold_table
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -142,6 +143,22 @@ def busy_node(cluster: Any) -> Any:
             if "RayTrainWorker" in " ".join(child.cmdline()):
                 return node
     raise AssertionError("no training worker found")
+
+
+def test_what_a_study_cannot_do_without_is_on_the_node_of_its_driver(
+    nodes: Any, own_home: Path
+) -> None:
+    import ray
+    from ray.util.state import list_actors
+
+    with contextlib.ExitStack() as stack:
+        cluster = stack.enter_context(clusters.connect(nodes.address, own_home, job="a"))
+        for _ in range(4):
+            stack.enter_context(Executor(Gang(1, 1.0, 0.0), str(own_home / "ray"), "a")).status()
+        alive = [("class_name", "=", "Board"), ("state", "=", "ALIVE")]
+        found = list_actors(cluster.dashboard, filters=alive)
+        here = ray.get_runtime_context().get_node_id()
+    assert [actor.node_id for actor in found] == [here] * 4
 
 
 def test_what_can_never_fit_is_refused_at_once(nodes: Any, own_home: Path) -> None:

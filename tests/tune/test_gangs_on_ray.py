@@ -133,6 +133,19 @@ def test_an_error_on_one_rank_costs_only_its_own_trial(
             assert gang["starts"] == 1, "the gang went on with the same workers"
 
 
+def test_an_interrupted_study_ends_its_runs_before_its_connection(
+    cluster: str, job: FaultyJob, tmp_path: Path
+) -> None:
+    executor = start(tmp_path, None).__enter__()
+    executor.add_gang("gang")
+    (host,) = executor.hosts.values()
+    executor.put("0", job)
+    assert next(executor.reports("0", executor.status))["kind"] == "start"
+    executor.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert host.thread is not None
+    assert not host.thread.is_alive(), "a thread that waits for Ray crashes when Ray is left"
+
+
 @both
 def test_a_killed_worker_costs_at_most_the_open_epoch(
     cluster: str, job: FaultyJob, tmp_path: Path, per_run: int | None

@@ -16,18 +16,23 @@ import sqlalchemy as sa
 from tests.tune.test_bridge import open_book, run_trial, spec_of, trial_of
 from tests.tune.test_database import step_report
 from tests.tune.test_results import ABOUT
-from ucd_ray.errors import StudyError
+from ucd_ray.confusion import pack
+from ucd_ray.errors import ConfigError, StudyError
 from ucd_ray.store import Store
 from ucd_ray.tune import commands, manage
 from ucd_ray.tune.admission import Admission
 from ucd_ray.tune.bridge import TrialBook
 from ucd_ray.tune.database import Database
+from ucd_ray.tune.editing import edit, enqueue
+from ucd_ray.tune.edits import Edit
 from ucd_ray.tune.events import EventLog, events
 from ucd_ray.tune.executors import Gang
 from ucd_ray.tune.ledger import OPEN, Ledger, totals
 from ucd_ray.tune.manage import cancel, delete, driver_of, end_process, pause, resume, stop
 from ucd_ray.tune.nodes import Node
+from ucd_ray.tune.parameter import Parameter
 from ucd_ray.tune.tables import tables
+from ucd_ray.tune.taken import Taken, add_taken
 
 pytestmark = pytest.mark.slow  # processes that load torch or Ray
 
@@ -138,7 +143,42 @@ def test_a_running_study_is_not_deleted(database: Database, drive: Drive, tmp_pa
     assert database.spec("study") is not None
 
 
+def test_a_driver_edits_and_queues_and_cancels_what_is_queued(
+    database: Database, drive: Drive
+) -> None:
+    process = drive()
+    told = edit(database, "study", Edit(settings={"trials": 40}))
+    assert told.text == "study 'study': revision 1: trials: 6 -> 40"
+    assert database.stored_spec("study")["trials"] == 40
+    with pytest.raises(ConfigError, match="trials"):
+        edit(database, "study", Edit(settings={"trials": 0}))
+    with pytest.raises(StudyError, match=r"trial 0 runs with kd\.weight=10"):
+        edit(database, "study", Edit(search={"kd.weight": Parameter(low=20, high=100)}))
+    told = enqueue(database, "study", {"kd.weight": 42.0})
+    assert told.text == "study 'study': trial 1 is queued with kd.weight=42"
+    assert states(database) == ["RUNNING", "WAITING"]
+    assert cancel(database, "study", 1).text == "trial 1 of study 'study' is cancelled"
+    assert states(database) == ["RUNNING", "FAIL"]
+    assert process.poll() is None
+
+
 # With a driver that does not answer.
+
+
+def test_an_edit_that_its_driver_did_not_live_to_carry_out_is_done_here(
+    database: Database, drive: Drive
+) -> None:
+    process = drive("deaf")
+    assert not edit(database, "study", Edit(settings={"trials": 9}), wait_s=0.3).done
+
+    def end() -> None:
+        process.kill()
+        process.wait()  # a zombie has its process id still
+
+    threading.Timer(1.0, end).start()
+    told = edit(database, "study", Edit(settings={"trials": 40}))
+    assert "revision 1: trials: 6 -> 40; nothing runs it" in told.text
+    assert database.stored_spec("study")["trials"] == 40
 
 
 def test_a_command_that_is_not_answered_stays_for_the_driver(
@@ -270,7 +310,8 @@ def fill(book: TrialBook) -> None:
     name, database = book.spec.name, book.database
     run_trial(book, 1.0, 2.0)
     book.next_trial()
-    book.report(1, {**step_report(), "kind": "step", "entries": ["e"]})
+    more = {"confusion": pack([[1]]), "environment": {"python": "3"}}
+    book.report(1, {**step_report(), "kind": "step", "entries": ["e"], **more})
     commands.give(database, name, commands.PAUSE)
     Ledger(database, name, GANG).spend(1, OPEN, 3.0)
     assert (
@@ -279,6 +320,8 @@ def fill(book: TrialBook) -> None:
         )
         is None
     )
+    add_taken(database, name, [Taken("other", 0, "COMPLETE", [1.0], {}, {}, {})])
+    edit(database, name, Edit(settings={"trials": 7}))
     log = EventLog(database, name)
     log.add("a line", number=1)
     log.close()

@@ -24,7 +24,7 @@ from ucd_ray.tune.database import Database
 from ucd_ray.tune.executors import Gang
 from ucd_ray.tune.places import places
 from ucd_ray.tune.plan import Plan, plan_view, study_plan
-from ucd_ray.tune.space import StudySpec
+from ucd_ray.tune.spec import StudySpec
 
 pytestmark = pytest.mark.slow  # processes that load torch or Ray
 
@@ -72,6 +72,19 @@ def test_step_0_is_paid_once_and_the_rest_by_every_trial(shapes: Prepared) -> No
     assert "kd.weight │ 1 .. 200 log" in text
     assert "FLOPs: rough" in text
     assert "5 to 60 GFLOP/s of a core" in text
+
+
+def test_every_replicate_pays_its_base_step_once_and_the_rest_in_every_trial(
+    shapes: Prepared,
+) -> None:
+    plan = study_plan(spec_of(shapes, seeds=2, class_orders=2))
+    assert (plan.trials, plan.runs, plan.bases) == (6, 24, 4)
+    assert plan.whole.low == pytest.approx(4 * plan.base.low + 24 * plan.trial.low)
+    text = text_of(plan)
+    assert "each trial is measured 4 times, 2 seed(s) x 2 class order(s)" in text
+    assert "racing may drop a trial after 2" in text
+    never = text_of(study_plan(spec_of(shapes, seeds=3, racing=0.1)))
+    assert "racing drops none" in never
 
 
 def test_nothing_is_started_and_no_study_is_made(shapes: Prepared, own_home: Path) -> None:

@@ -23,15 +23,16 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 
 from tests.conftest import TINY
-from tests.postgres import PASSWORD, USER, PostgresServer, binaries
+from tests.postgres import PASSWORD, USER, PostgresServer, running
 from tests.tune.test_database import rows, step_report
 from ucd_ray.errors import StudyError
 from ucd_ray.tune import outage
 from ucd_ray.tune.bridge import TrialBook
 from ucd_ray.tune.database import Database
+from ucd_ray.tune.objectives import Best
 from ucd_ray.tune.outage import passes, reason
 from ucd_ray.tune.results import trials_table
-from ucd_ray.tune.space import StudySpec
+from ucd_ray.tune.spec import StudySpec
 from ucd_ray.tune.tables import step_table
 
 SPACE: dict[str, optuna.distributions.BaseDistribution] = {
@@ -87,7 +88,7 @@ def test_a_study_is_asked_reported_told_reopened_and_adopted(any_url: str) -> No
     states = [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING]
     assert [t.state for t in trials] == states
     assert trials[1].intermediate_values == {1: 12.0, 2: 30.0}
-    assert again.best() == (30.0, 1)
+    assert again.best() == Best((1,), "30.00 (trial 1)")
     assert [r["step"] for r in rows(again.database, step_table)] == [1]
     table = trials_table(Database(any_url), "study")
     assert table.column("value").to_pylist() == [20.0, 30.0, None, None]
@@ -99,13 +100,8 @@ def test_a_study_is_asked_reported_told_reopened_and_adopted(any_url: str) -> No
 @pytest.fixture(scope="module")
 def own_server() -> Iterator[PostgresServer]:
     """A server that may be stopped."""
-    found = binaries()
-    if found is None:
-        pytest.skip("no PostgreSQL server is installed")
-    server = PostgresServer(found)
-    server.start()
-    yield server
-    server.close()
+    with running() as server:
+        yield server
 
 
 def in_background(work: Callable[[], None]) -> threading.Thread:
@@ -449,7 +445,7 @@ from ucd_ray.tune.database import Database
 from ucd_ray.tune.places import places
 from ucd_ray.tune.results import trials_table
 database = Database(places().database)
-database.save_spec("study", '{"search": {}}', {"steps": 2})
+database.save_spec("study", '{"search": {}, "objective": "miou_all"}', {"steps": 2})
 database.claim("study")
 storage = database.optuna_storage()
 study = optuna.create_study(storage=storage, study_name="study")

@@ -1,21 +1,21 @@
 from __future__ import annotations
 
-import csv
 import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.ipc
-import pyarrow.parquet
 import pytest
 from rich.console import Console
 
 from tests.tune.test_bridge import PUBLISHED, open_book, run_trial, spec_of
 from ucd_ray.errors import ConfigError, StudyError
 from ucd_ray.tune.database import Database
-from ucd_ray.tune.results import encode, render, shown_state, step_seconds, trials_table, write
+from ucd_ray.tune.event_data import shown_state
+from ucd_ray.tune.reasons import NEEDS_CPUS, Reason
+from ucd_ray.tune.results import read, trials_table
+from ucd_ray.tune.screen import BEST_FIRST, render
 
 ABOUT = {
     "scenario": "shapes-8-4",
@@ -25,6 +25,7 @@ ABOUT = {
     "select_on": "holdout",
     "steps": 2,
     "background": True,
+    "classes": ["background", *(f"shape {i}" for i in range(1, 13))],
 }
 
 
@@ -42,29 +43,6 @@ def step(number: int, value: float) -> dict[str, Any]:
         "val": images,
         "entries": [],
     }
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> Database:
-    """A study with a complete, a failed and a running trial."""
-    book = open_book(tmp_path)
-    book.database.save_spec("study", book.spec.model_dump_json(), ABOUT)
-    chosen = book.next_trial()
-    assert chosen is not None
-    for number in (0, 1):
-        book.report(0, step(number, 40.0 + number))
-    book.report(0, {"kind": "done", "value": 44.0})
-    book.close(0)
-    book.next_trial()
-    book.report(1, {"kind": "failed", "code": "NAN", "reason": "loss term 'kd' became nan"})
-    book.close(1)
-    book.next_trial()
-    return book.database
-
-
-@pytest.fixture
-def table(database: Database) -> pa.Table:
-    return trials_table(database, "study")
 
 
 def test_a_row_holds_params_state_mious_and_reason(table: pa.Table) -> None:
@@ -136,69 +114,6 @@ def test_in_an_empty_database_no_name_is_suggested(tmp_path: Path) -> None:
         trials_table(Database(f"sqlite:///{tmp_path}/studies.db"), "x")
 
 
-def test_times_of_steps_say_which_came_from_the_cache(database: Database) -> None:
-    assert step_seconds(database, "study") == {(0, 0): (True, 2.0), (0, 1): (False, 2.0)}
-
-
-# Formats.
-
-
-def test_arrow_and_parquet_come_back_as_the_same_table(table: pa.Table) -> None:
-    arrow = pa.ipc.open_file(encode(table, "arrow")).read_all()
-    assert arrow.equals(table, check_metadata=True)
-    parquet = pa.parquet.read_table(io.BytesIO(encode(table, "parquet")))
-    assert parquet.equals(table)
-    assert parquet.schema.metadata == table.schema.metadata
-
-
-def test_json_comes_back_as_the_same_rows(table: pa.Table) -> None:
-    assert json.loads(encode(table, "json")) == table.to_pylist()
-
-
-def test_csv_comes_back_as_the_same_rows_in_text(table: pa.Table) -> None:
-    rows = list(csv.DictReader(io.StringIO(encode(table, "csv").decode())))
-    expected = [
-        {key: "" if value is None else str(value) for key, value in row.items()}
-        for row in table.to_pylist()
-    ]
-    assert rows == expected
-
-
-def test_an_unknown_format_is_refused(table: pa.Table) -> None:
-    with pytest.raises(ConfigError, match="unknown format 'cvs'; did you mean 'csv'"):
-        encode(table, "cvs")
-
-
-def test_a_file_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
-    write(b"x", tmp_path / "out.csv")
-    assert (tmp_path / "out.csv").read_bytes() == b"x"
-    with pytest.raises(ConfigError, match=r"cannot write '.*': Is a directory"):
-        write(b"x", tmp_path)
-
-
-def shown(table: pa.Table) -> str:
-    text = io.StringIO()
-    Console(width=250, file=text).print(render(table, "study x"))
-    return text.getvalue()
-
-
-def test_the_terminal_shows_the_best_trial_first_and_null_params_as_all(table: pa.Table) -> None:
-    text = shown(table)
-    lines = text.splitlines()
-    first = next(line for line in lines if "COMPLETE" in line)
-    assert lines.index(first) < next(i for i, line in enumerate(lines) if "FAILED" in line)
-    assert " all " in first
-    assert "44.0" in first
-    assert "setting overlapped" in text
-    assert "miou_all on holdout" in text
-
-
-def test_a_search_on_val_is_marked_in_the_table(table: pa.Table) -> None:
-    marked = table.replace_schema_metadata({**table.schema.metadata, b"select_on": b"val"})
-    assert "searched on val" in " ".join(shown(marked).split())
-    assert "searched on val" not in " ".join(shown(table).split())
-
-
 def test_states_are_shown_in_our_words() -> None:
     names = ("COMPLETE", "PRUNED", "RUNNING", "FAIL", "WAITING")
     assert [shown_state(name) for name in names] == [
@@ -218,9 +133,23 @@ def test_an_open_trial_is_running_while_its_study_has_a_driver(tmp_path: Path) -
     book.database.claim("study")
     book.next_trial()
     assert trials_table(book.database, "study")["state"].to_pylist() == ["RUNNING"]
-    book.say_waiting(0, "needs 4 CPUs, 2 free")
+    book.say_waiting(0, Reason(NEEDS_CPUS, "needs 4 CPUs, 2 free"))
     row = trials_table(book.database, "study").to_pylist()[0]
-    assert (row["state"], row["reason"]) == ("WAITING", "needs 4 CPUs, 2 free")
+    found = (row["state"], row["code"], row["reason"])
+    assert found == ("WAITING", "NEEDS_CPUS", "needs 4 CPUs, 2 free")
+
+
+def test_a_trial_waits_while_others_train_a_step_that_it_needs(tmp_path: Path) -> None:
+    book = open_book(tmp_path)
+    book.database.save_spec("study", book.spec.model_dump_json(), ABOUT)
+    book.database.claim("study")
+    book.next_trial()
+    book.report(0, {"kind": "waiting", "step": 1, "reason": "step 1 is being trained by study b"})
+    row = trials_table(book.database, "study").to_pylist()[0]
+    assert (row["state"], row["code"]) == ("WAITING", "STEP")
+    book.report(0, {"kind": "epoch", "value": 1.0, "rung": 1})
+    row = trials_table(book.database, "study").to_pylist()[0]
+    assert (row["state"], row["code"], row["reason"]) == ("RUNNING", None, None)
 
 
 def test_a_pruned_trial_has_no_value_and_stands_below_the_complete_ones(tmp_path: Path) -> None:
@@ -236,6 +165,70 @@ def test_a_pruned_trial_has_no_value_and_stands_below_the_complete_ones(tmp_path
     rows = trials_table(book.database, "study").to_pylist()
     assert [(row["state"], row["value"]) for row in rows] == [("COMPLETE", 44.0), ("PRUNED", None)]
     text = Console(width=200, record=True, file=io.StringIO())
-    text.print(render(trials_table(book.database, "study"), "t"))
+    text.print(render(read(book.database, "study", order_by=BEST_FIRST), "t"))
     shown = text.export_text()
     assert shown.index("COMPLETE") < shown.index("PRUNED")
+
+
+# What is asked for.
+
+
+def test_filters_order_and_limit_choose_rows_of_a_view(database: Database) -> None:
+    assert read(database, "study").read_all().equals(trials_table(database, "study"))
+    failed = read(database, "study", filters=["state=FAILED"]).read_all()
+    assert failed["number"].to_pylist() == [1]
+    last = read(database, "study", order_by=["-number"], limit=2).read_all()
+    assert last["number"].to_pylist() == [2, 1]
+    steps = read(database, "study", "steps", filters=["step=1", "number=0"]).read_all()
+    assert steps["miou_all"].to_pylist() == [41.0]
+
+
+def test_an_unknown_view_is_refused_with_the_nearest_name(database: Database) -> None:
+    with pytest.raises(ConfigError, match="unknown view 'trails'; did you mean 'trials'"):
+        read(database, "study", "trails")
+
+
+def test_a_filter_that_matches_nothing_is_refused(database: Database) -> None:
+    with pytest.raises(
+        StudyError, match=r"no row of view 'trials' .* matches 'value>99' and 'number=0'"
+    ):
+        read(database, "study", filters=["value>99", "number=0"])
+
+
+def test_a_study_without_trials_or_without_an_ended_step_is_refused(tmp_path: Path) -> None:
+    book = open_book(tmp_path, spec_of(first={}))
+    with pytest.raises(StudyError, match="study 'study' has no trials yet"):
+        read(book.database, "study")
+    with pytest.raises(StudyError, match="study 'study' has no trials yet"):
+        read(book.database, "study", "classes", filters=["state=COMPLETE"])
+    book.next_trial()
+    for view in ("steps", "classes"):
+        with pytest.raises(
+            StudyError, match=f"nothing for view '{view}' yet: no trial ended a step"
+        ):
+            read(book.database, "study", view, filters=["state=COMPLETE"])
+
+
+def test_a_key_that_a_trial_has_not_is_blank_and_null_stays_all(tmp_path: Path) -> None:
+    search = {
+        "ucd.max_anchors": {"choices": [512, None]},
+        "ucd.max_old": {"choices": [256, None], "when": {"ucd.max_anchors": 512}},
+        "ucd.weight": {"low": 0.001, "high": 0.1},
+    }
+    rows: list[dict[str, Any]] = [
+        {"ucd.max_anchors": 512, "ucd.max_old": 256},
+        {"ucd.max_anchors": 512, "ucd.max_old": None},
+        {"ucd.max_anchors": None},
+    ]
+    first = [{**row, "ucd.weight": 0.05} for row in rows]
+    book = open_book(tmp_path, spec_of(search=search, first=first, trials=4))
+    for value in (30.0, 20.0, 10.0):
+        run_trial(book, value)
+    table = trials_table(book.database, "study")
+    assert table["ucd.max_old"].to_pylist() == ["256", "all", None]
+    assert table["ucd.max_anchors"].to_pylist() == [512, 512, None], "every trial has it: all"
+    text = Console(width=250, record=True, file=io.StringIO())
+    text.print(render(read(book.database, "study", order_by=BEST_FIRST), "t"))
+    lines = [line for line in text.export_text().splitlines() if "COMPLETE" in line]
+    cells = [[cell.strip() for cell in line.split("│")[5:8]] for line in lines]
+    assert cells == [["512", "256", "0.05"], ["512", "all", "0.05"], ["all", "", "0.05"]]

@@ -10,6 +10,7 @@ from tests.tune.test_bridge import open_book, run_trial, spec_of
 from ucd_ray.step_eviction import hold, stored_steps
 from ucd_ray.store import Store
 from ucd_ray.tune.bridge import TrialBook
+from ucd_ray.tune.goals import Goals
 from ucd_ray.tune.retention import ENTRIES, best_trials, tidy
 
 
@@ -45,9 +46,9 @@ def left(store: Store) -> list[str]:
 def test_the_best_trials_and_foreign_entries_stay(tmp_path: Path) -> None:
     book = book_of(tmp_path, 10.0, 30.0, 20.0)
     store = store_of(tmp_path, 0, 1, 2, 99)
-    assert sorted(tidy(book.study, store, keep_best=2)) == [digest(0)]
+    assert sorted(tidy(book.study, store, book.goals, keep_best=2)) == [digest(0)]
     assert left(store) == [digest(1), digest(2), digest(99)]
-    assert tidy(book.study, store, keep_best=1) == [digest(2)]
+    assert tidy(book.study, store, book.goals, keep_best=1) == [digest(2)]
 
 
 def test_entries_of_open_trials_stay(tmp_path: Path) -> None:
@@ -56,7 +57,7 @@ def test_entries_of_open_trials_stay(tmp_path: Path) -> None:
     assert chosen is not None
     book.open[chosen[0]].set_user_attr(ENTRIES, [digest(chosen[0])])
     store = store_of(tmp_path, 0, chosen[0])
-    assert tidy(book.study, store, keep_best=1) == []
+    assert tidy(book.study, store, book.goals, keep_best=1) == []
 
 
 def test_an_entry_that_the_best_trial_shares_stays(tmp_path: Path) -> None:
@@ -67,7 +68,7 @@ def test_an_entry_that_the_best_trial_shares_stays(tmp_path: Path) -> None:
     book.report(chosen[0], {"kind": "done", "value": 5.0})
     book.close(chosen[0])
     store = store_of(tmp_path, 1)
-    assert tidy(book.study, store, keep_best=1) == []
+    assert tidy(book.study, store, book.goals, keep_best=1) == []
     assert left(store) == [digest(1)]
 
 
@@ -75,8 +76,8 @@ def test_what_another_run_holds_stays_until_it_lets_go(tmp_path: Path) -> None:
     book = book_of(tmp_path, 10.0, 30.0)
     store = store_of(tmp_path, 0, 1)
     with hold(store, [digest(0)], "other/3"):
-        assert tidy(book.study, store, keep_best=1) == []
-    assert tidy(book.study, store, keep_best=1) == [digest(0)]
+        assert tidy(book.study, store, book.goals, keep_best=1) == []
+    assert tidy(book.study, store, book.goals, keep_best=1) == [digest(0)]
 
 
 def test_pruned_and_failed_trials_are_never_among_the_best(tmp_path: Path) -> None:
@@ -85,4 +86,4 @@ def test_pruned_and_failed_trials_are_never_among_the_best(tmp_path: Path) -> No
     run_trial(book, 60.0)
     trials = book.study.get_trials()
     assert [trial.state for trial in trials] == [TrialState.PRUNED, TrialState.COMPLETE]
-    assert best_trials(trials, 5) == {1}
+    assert best_trials(trials, Goals(("miou_all",)), 5) == {1}

@@ -8,6 +8,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.trial import TrialState
 
+from ucd_ray.tune.domain import Domain
 from ucd_ray.tune.samplers import STARTUP, derived_seed, make_sampler
 
 
@@ -21,7 +22,7 @@ def plain_tpe(number: int) -> BaseSampler:
 
 
 def our_tpe(number: int) -> BaseSampler:
-    return make_sampler("tpe", {}, seed=7, number=number)
+    return make_sampler("tpe", Domain({}), seed=7, number=number)
 
 
 def space_of(number: int, changes: bool) -> dict[str, BaseDistribution]:

@@ -10,11 +10,10 @@ from pydantic import ValidationError
 from tests.conftest import TINY
 from ucd_ray.errors import ConfigError
 from ucd_ray.recipe import method_keys
+from ucd_ray.tune.names import OBJECTIVES
+from ucd_ray.tune.parameter import Parameter
 from ucd_ray.tune.space import (
-    OBJECTIVES,
-    Parameter,
     SearchSpace,
-    StudySpec,
     build_spec,
     known_spaces,
     load_search_space,
@@ -22,6 +21,7 @@ from ucd_ray.tune.space import (
     space_for,
     space_of,
 )
+from ucd_ray.tune.spec import StudySpec
 
 WEIGHT = {"low": 0.001, "high": 0.1, "log": True}
 
@@ -216,6 +216,16 @@ def test_a_part_for_one_method_replaces_values_for_it_alone() -> None:
     assert lwf.search["kd.weight"].low == 10
     assert set(mib.search) == {"kd.weight"}
     assert set(space.part("mib+ucd").search) == {"kd.weight", "ucd.weight"}
+
+
+@pytest.mark.parametrize(
+    "about", [{"method": "plop"}, {"search": {"method": {"choices": ["plop"]}}}]
+)
+def test_a_file_about_a_method_counts_more_than_what_is_usual_for_it(about: dict[str, Any]) -> None:
+    search = {"pod.weight": WEIGHT, **about.get("search", {})}
+    space = SearchSpace.model_validate({"scenario": "shapes-8-4", **about, "search": search})
+    assert space.part("plop").search["pod.weight"] == Parameter.model_validate(WEIGHT)
+    assert "pod.logit_weight" in space.part("plop").search
 
 
 def test_a_key_that_no_method_has_is_a_mistake() -> None:

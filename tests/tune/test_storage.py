@@ -28,8 +28,9 @@ from tests.tune.test_database import at_once, step_report
 from ucd_ray.errors import StudyError
 from ucd_ray.tune import database as database_module
 from ucd_ray.tune.database import Database
+from ucd_ray.tune.domain import Domain
+from ucd_ray.tune.parameter import Parameter
 from ucd_ray.tune.samplers import make_sampler
-from ucd_ray.tune.space import Parameter
 from ucd_ray.tune.storage import StudyStorage
 
 DISTRIBUTIONS: dict[str, optuna.distributions.BaseDistribution] = {
@@ -114,7 +115,7 @@ def test_suggestions_are_those_of_optunas_storage_in_memory(
         study = optuna.create_study(storage=storage, direction="maximize")
         open_trials = []
         for number in range(20):
-            study.sampler = make_sampler(sampler, search, seed=5, number=number)
+            study.sampler = make_sampler(sampler, Domain(search), seed=5, number=number)
             open_trials.append(study.ask(space))
             if len(open_trials) == 3:  # three at a time, and some pruned
                 trial = open_trials.pop(0)

@@ -62,6 +62,33 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     shutil.rmtree(short, ignore_errors=True)
 
 
+@pytest.fixture(scope="module")
+def shared_head() -> Iterator[str]:
+    """The address of one head for studies that need none of their own; at the end its CPUs are free."""
+    folder = Path(tempfile.mkdtemp(prefix="ucd-", dir="/tmp"))
+    with local_head(folder) as (address, _dashboard):
+        yield address
+        assert free_cpus(address)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def free_cpus(address: str) -> bool:
+    """Whether all CPUs of a cluster are free, or become so within 5 s."""
+    import ray
+
+    ray.init(address, log_to_driver=False, runtime_env={"env_vars": dict(LEAN)})
+    try:
+        total = ray.cluster_resources()["CPU"]
+        deadline = time.monotonic() + 5
+        while ray.available_resources().get("CPU", 0) < total:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.1)
+    finally:
+        ray.shutdown()
+    return True
+
+
 def mentions(process: psutil.Process, folder: Path) -> bool:
     """Whether a live process was started with this folder among its arguments."""
     try:
@@ -170,29 +197,19 @@ def test_ctrl_c_ends_everything_and_the_same_command_goes_on(home: Path) -> None
     assert "COMPLETE" in "\n".join(lines)
 
 
-def test_pruned_trials_leave_all_cpus_free(home: Path) -> None:
-    import ray
-
-    with local_head(home) as (address, _dashboard):
-        recipe = {**TINY, "method": "mib", "optim.epochs_new": 50}
-        pruner = "threshold:lower=1000,warmup=0"
-        table = run_study(spec(trials=5, recipe=recipe, pruner=pruner), address=address)
-        assert table["state"].to_pylist() == ["PRUNED"] * 5
-        assert set(table["code"].to_pylist()) == {"PRUNER"}
-        ray.init(address, log_to_driver=False, runtime_env={"env_vars": dict(LEAN)})
-        try:
-            total = ray.cluster_resources()["CPU"]
-            deadline = time.monotonic() + 5
-            while ray.available_resources().get("CPU", 0) < total:
-                assert time.monotonic() < deadline, "CPUs of pruned trials are still held"
-                time.sleep(0.1)
-        finally:
-            ray.shutdown()
+def test_pruned_trials_leave_all_cpus_free(home: Path, shared_head: str) -> None:
+    recipe = {**TINY, "method": "mib", "optim.epochs_new": 50}
+    pruner = "threshold:lower=1000,warmup=0"
+    table = run_study(spec(trials=5, recipe=recipe, pruner=pruner), address=shared_head)
+    assert table["state"].to_pylist() == ["PRUNED"] * 5
+    assert set(table["code"].to_pylist()) == {"PRUNER"}
+    assert free_cpus(shared_head)
 
 
-def test_a_nan_loss_fails_its_trial_and_the_study_goes_on(home: Path) -> None:
+def test_a_nan_loss_fails_its_trial_and_the_study_goes_on(home: Path, shared_head: str) -> None:
     search = {"kd.weight": {"choices": [10.0, 1e38]}}
-    table = run_study(spec(search=search, first={"kd.weight": 1e38}, sampler="random", trials=3))
+    values = spec(search=search, first={"kd.weight": 1e38}, sampler="random", trials=3)
+    table = run_study(values, address=shared_head)
     rows = table.to_pylist()
     assert rows[0]["state"] == "FAILED"
     assert rows[0]["code"] == "NAN"
@@ -224,9 +241,27 @@ def kill_worker(driver: int) -> None:
     raise AssertionError("no training worker found")
 
 
-def test_results_are_arrow_tables_with_one_row_per_trial(home: Path) -> None:
-    table = run_study(spec(trials=1))
+def test_results_are_arrow_tables_with_one_row_per_trial(home: Path, shared_head: str) -> None:
+    table = run_study(spec(trials=1), address=shared_head)
     assert isinstance(table, pa.Table)
     assert table.num_rows == 1
-    again = run_study(spec(trials=1))
+    again = run_study(spec(trials=1), address=shared_head)
     assert again.equals(table), "a finished study is not started again"
+
+
+def test_a_killed_head_ends_the_study_with_a_reason_and_a_new_one_goes_on(home: Path) -> None:
+    process = start(home, "--trials", "1", "--set", "optim.epochs_new=6")
+    lines = read_until(process, r"trial 0 step 1 epoch 2/6")
+    for child in psutil.Process(process.pid).children(recursive=True):
+        if child.name() in ("gcs_server", "raylet"):
+            child.kill()
+    output = process.communicate(timeout=150)[0]
+    assert process.returncode == 2, output
+    assert "lost the Ray cluster" in output and "the same command goes on" in output
+    assert "Traceback" not in output
+    again = start(home, "--trials", "1", "--set", "optim.epochs_new=6")
+    lines += output.splitlines() + read_until(again, "mIoU in percent on val")
+    assert again.wait(timeout=60) == 0
+    epochs = [int(m[1]) for line in lines if (m := re.search(r"step 1 epoch (\d)/6", line))]
+    assert sorted(set(epochs)) == list(range(1, 7))
+    assert len(epochs) - 6 <= 1, "at most one epoch is trained again"

@@ -1,0 +1,301 @@
+"""Studies over HTTP: started once, listed by page, changed, stopped; nothing of a refusal is kept."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from ucd_ray.service import once
+from ucd_ray.service.app import create_app
+from ucd_ray.service.settings import Settings
+from ucd_ray.service.tables import request_table, study_table
+from ucd_ray.tune.study import stored_spec
+
+Clients = Callable[..., TestClient]
+STUDIES = "/v1/studies"
+SHAPES: dict[str, Any] = {"tune": {"scenario": "shapes-8-4", "settings": {"trials": 3}}}
+
+
+@pytest.fixture
+def settings(on_any_database: Settings) -> Settings:
+    return on_any_database
+
+
+@pytest.fixture
+def ann(as_owner: Clients) -> TestClient:
+    return as_owner("ann")
+
+
+def start(client: TestClient, headers: dict[str, str] | None = None, **fields: Any) -> Any:
+    answer = client.post(STUDIES, json={**SHAPES, **fields}, headers=headers)
+    assert answer.status_code == 201, answer.text
+    return answer.json()
+
+
+def rows(app: FastAPI) -> int:
+    count = sa.select(sa.func.count()).select_from(study_table)
+    return int(app.state.core.database.read(lambda c: c.execute(count).scalar_one()))
+
+
+def test_a_study_is_queued_and_known_to_the_library(ann: TestClient, app: FastAPI) -> None:
+    study = start(ann)
+    assert study["state"] == "QUEUED"
+    assert study["name"] == "shapes-8-4-overlapped-mib+ucd"
+    assert study["conditions"][0]["reason"] == "QUEUED"
+    spec = stored_spec(study["study"], app.state.core.database)
+    assert spec.trials == 3
+    assert study["spec"]["search"].keys() == spec.search.keys()
+
+
+def test_its_own_spec_starts_the_same_study(ann: TestClient) -> None:
+    spec = start(ann)["spec"]
+    again = ann.post(STUDIES, json={"spec": spec})
+    assert again.status_code == 201
+    assert again.json()["spec"] == spec
+
+
+def test_a_key_replays_the_answer_and_belongs_to_one_request(ann: TestClient, app: FastAPI) -> None:
+    key = {"Idempotency-Key": "k-1"}
+    first = start(ann, key)
+    again = ann.post(STUDIES, json=SHAPES, headers=key)
+    assert (again.status_code, again.json()) == (201, first)
+    other = ann.post(STUDIES, json={**SHAPES, "priority": 1}, headers=key)
+    assert (other.status_code, other.json()["code"]) == (422, "KEY_REUSED")
+    assert rows(app) == 1
+
+
+def test_keys_of_owners_are_apart(as_owner: Clients, app: FastAPI) -> None:
+    key = {"Idempotency-Key": "k-1"}
+    assert start(as_owner("ann"), key)["id"] != start(as_owner("bob"), key)["id"]
+
+
+def test_a_key_in_flight_is_a_conflict_until_its_process_must_be_dead(
+    ann: TestClient, app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = {"Idempotency-Key": "k-1"}
+    start(ann, key)
+    database = app.state.core.database
+    dropped = request_table.update().values(status=None, body=None)  # as if killed in between
+    database.write(lambda c: (c.execute(dropped), c.execute(study_table.delete())))
+    waits = ann.post(STUDIES, json=SHAPES, headers=key)
+    assert (waits.status_code, waits.headers["Retry-After"]) == (409, "1")
+    monkeypatch.setattr(once, "IN_FLIGHT_S", 0.0)
+    start(ann, key)
+    assert rows(app) == 1
+
+
+def test_a_refused_request_frees_its_key(ann: TestClient) -> None:
+    key = {"Idempotency-Key": "k-1"}
+    assert ann.post(STUDIES, json={"tune": {"scenario": "no-1-1"}}, headers=key).status_code == 422
+    start(ann, key)
+
+
+def test_concurrent_requests_with_one_external_id_start_one_study(
+    as_owner: Clients, app: FastAPI
+) -> None:
+    clients = [as_owner("ann") for _ in range(6)]
+    codes: list[int] = []
+
+    def post(client: TestClient) -> None:
+        codes.append(client.post(STUDIES, json={**SHAPES, "external_id": "x"}).status_code)
+
+    threads = [threading.Thread(target=post, args=(client,)) for client in clients]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(codes) == [200] * 5 + [201]
+    assert rows(app) == 1
+
+
+def test_an_external_id_with_another_spec_names_what_differs(ann: TestClient) -> None:
+    start(ann, external_id="x")
+    other = {"tune": {"scenario": "shapes-8-4", "settings": {"trials": 4, "seed": 1}}}
+    answer = ann.post(STUDIES, json={**other, "external_id": "x"})
+    assert answer.status_code == 409
+    assert [e["pointer"] for e in answer.json()["errors"]] == ["/spec/seed", "/spec/trials"]
+
+
+def test_every_wrong_field_is_named_at_once(ann: TestClient, app: FastAPI) -> None:
+    spec = start(ann)["spec"]
+    spec["recipe"] |= {"data.crop": 7, "ucd.wieght": 1, "model.weights": "/etc/passwd"}
+    spec["trials"] = 0
+    spec["search"]["optim.lr_new"] = {"low": 2, "high": 1}
+    answer = ann.post(STUDIES, json={"spec": spec})
+    assert answer.status_code == 422
+    pointers = {error["pointer"] for error in answer.json()["errors"]}
+    assert pointers >= {"/spec/recipe/model.weights", "/spec/trials"}
+    assert any(pointer.startswith("/spec/search/optim.lr_new") for pointer in pointers)
+    del spec["recipe"]["model.weights"]
+    answer = ann.post(STUDIES, json={"spec": spec})
+    pointers = {error["pointer"] for error in answer.json()["errors"]}
+    assert pointers >= {"/spec/recipe/data.crop", "/spec/recipe/ucd.wieght", "/spec/trials"}
+    assert rows(app) == 1
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"data.source": "/etc"},
+        {"data.source": "../data"},
+        {"model.weights": "pretrained"},
+        {"model.base": "x.pt"},
+        {"data.split_lists": "lists"},
+        {"model.backbone": "hf_hub:someone/network"},
+        {"model.backbone": "local-dir:/tmp"},
+    ],
+)
+def test_nothing_sent_is_a_path_or_a_place(ann: TestClient, values: dict[str, str]) -> None:
+    answer = ann.post(STUDIES, json={"tune": {"scenario": "shapes-8-4", "values": values}})
+    assert answer.status_code == 422
+    (error,) = answer.json()["errors"]
+    assert error["code"] in ("NOT_REGISTERED", "NOT_PLAIN")
+    assert error["pointer"] == f"/tune/values/{next(iter(values))}"
+
+
+def test_a_registered_name_becomes_its_path_and_only_the_name_is_shown(
+    settings: Settings, tmp_path: Path
+) -> None:
+    weights = tmp_path / "resnet.pt"
+    app = create_app(settings.model_copy(update={"weights": {"resnet": str(weights)}}))
+    client = TestClient(app, base_url="http://127.0.0.1", client=("127.0.0.1", 1))
+    values = {"model.weights": "resnet"}
+    answer = client.post(STUDIES, json={"tune": {**SHAPES["tune"], "values": values}})
+    assert answer.json()["spec"]["recipe"]["model.weights"] == "resnet"
+    assert str(tmp_path) not in answer.text
+    stored = stored_spec(answer.json()["study"], app.state.core.database)
+    assert stored.recipe["model.weights"] == str(weights)
+
+
+def test_a_plan_writes_nothing(ann: TestClient, app: FastAPI) -> None:
+    answer = ann.post(f"{STUDIES}?validate_only=true", json=SHAPES)
+    assert answer.status_code == 200, answer.text
+    plan = answer.json()
+    assert (plan["trials"], plan["gang"]["workers"], plan["base_steps"]) == (3, 1, 1)
+    low, high = plan["hours"]
+    assert 0 < low <= high
+    assert rows(app) == 0
+
+
+def test_pages_neither_repeat_nor_hide_a_study(ann: TestClient) -> None:
+    ids = [start(ann, labels={"n": str(n)})["id"] for n in range(5)]
+    first = ann.get(STUDIES, params={"page_size": 2}).json()
+    start(ann)  # is newer than what was listed
+    seen, token = [s["id"] for s in first["studies"]], first["next_page_token"]
+    while token:
+        page = ann.get(STUDIES, params={"page_size": 2, "page_token": token}).json()
+        seen, token = seen + [s["id"] for s in page["studies"]], page["next_page_token"]
+    assert seen == ids[::-1]
+
+
+def test_filters_and_orders(ann: TestClient) -> None:
+    one = start(ann, labels={"team": "x", "n.1": "a"}, priority=3)["id"]
+    two = start(ann, labels={"team": "y"})["id"]
+
+    def listed(text: str, order: str = "create_time") -> list[str]:
+        answer = ann.get(STUDIES, params={"filter": text, "order_by": order})
+        assert answer.status_code == 200, answer.text
+        return [study["id"] for study in answer.json()["studies"]]
+
+    assert listed('labels.team="x"') == [one]
+    assert listed('labels.team!="x"') == [two]
+    assert listed('labels.n.1="a" AND state="QUEUED"') == [one]
+    assert listed('NOT (labels.team="x" OR priority=3)') == [two]
+    assert listed('state="FAILED" OR priority=3') == [one]
+    assert listed("", "priority desc") == [one, two]
+    assert listed('labels.absent="x"') == []
+
+
+@pytest.mark.parametrize("text", ['state="X"', "state", 'stat="QUEUED"', "((", 'a="b" c="d"', "§"])
+def test_a_wrong_filter_is_refused(ann: TestClient, text: str) -> None:
+    answer = ann.get(STUDIES, params={"filter": text})
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["pointer"] == "#query/filter"
+
+
+def test_a_mistyped_query_parameter_is_refused(ann: TestClient) -> None:
+    answer = ann.get(STUDIES, params={"filtre": 'state="QUEUED"'})
+    assert answer.status_code == 422
+    assert "did you mean 'filter'?" in answer.json()["detail"]
+
+
+def test_a_token_of_another_list_is_refused(ann: TestClient) -> None:
+    start(ann)
+    start(ann)
+    token = ann.get(STUDIES, params={"page_size": 1}).json()["next_page_token"]
+    for params in ({"page_token": token, "order_by": "name"}, {"page_token": "bm9wZQ=="}):
+        assert ann.get(STUDIES, params=params).status_code == 422
+
+
+def test_others_see_shared_studies_only_and_change_none(as_owner: Clients) -> None:
+    ann, bob, root = as_owner("ann"), as_owner("bob"), as_owner("root", "admin")
+    own, shared = start(ann)["id"], start(ann, shared=True)["id"]
+    assert [s["id"] for s in bob.get(STUDIES).json()["studies"]] == [shared]
+    assert bob.get(f"{STUDIES}/{own}").status_code == 404
+    assert bob.get(f"{STUDIES}/{shared}").status_code == 200
+    assert bob.post(f"{STUDIES}/{shared}:pause").status_code == 403
+    assert bob.delete(f"{STUDIES}/{own}").status_code == 404
+    assert root.post(f"{STUDIES}/{own}:pause").status_code == 200
+
+
+def test_who_may_only_read_starts_nothing(as_owner: Clients, app: FastAPI) -> None:
+    assert as_owner("ann", "read").post(STUDIES, json=SHAPES).status_code == 403
+    assert rows(app) == 0
+
+
+def test_an_unchanged_study_is_304_and_a_changed_one_412(ann: TestClient) -> None:
+    study = start(ann)
+    url, etag = f"{STUDIES}/{study['id']}", study["etag"]
+    same = ann.get(url, headers={"If-None-Match": etag})
+    assert (same.status_code, same.content) == (304, b"")
+    changed = ann.patch(url, json={"priority": 5}, headers={"If-Match": etag})
+    assert (changed.status_code, changed.json()["priority"]) == (200, 5)
+    late = ann.patch(url, json={"priority": 6}, headers={"If-Match": etag})
+    assert late.status_code == 412
+    assert ann.get(url, headers={"If-None-Match": etag}).json()["priority"] == 5
+
+
+def test_a_change_is_an_edit_of_the_library(ann: TestClient, app: FastAPI) -> None:
+    study = start(ann)
+    url = f"{STUDIES}/{study['id']}"
+    space = {"search": {"ucd.temperature": {"low": 0.2, "high": 0.3}}}
+    answer = ann.patch(url, json={"trials": 9, "labels": {"a": "b"}, "space": space})
+    assert (answer.status_code, answer.json()["labels"]) == (200, {"a": "b"})
+    assert answer.json()["etag"] != study["etag"]
+    spec = stored_spec(study["study"], app.state.core.database)
+    assert (spec.trials, spec.search["ucd.temperature"].low) == (9, 0.2)
+    wrong = {"labels": {}, "space": {"fix": {"data.batch_size": 7}}}
+    refused = ann.patch(url, json=wrong)
+    assert refused.status_code == 422
+    assert ann.get(url).json()["labels"] == {"a": "b"}
+
+
+def test_pause_resume_stop_delete_undelete_of_a_study_that_waits(ann: TestClient) -> None:
+    url = f"{STUDIES}/{start(ann)['id']}"
+
+    def states(*actions: str) -> list[str]:
+        return [ann.post(f"{url}:{action}").json()["state"] for action in actions]
+
+    assert states("pause", "pause", "resume", "resume") == ["PAUSED", "PAUSED", "QUEUED", "QUEUED"]
+    assert states("stop", "stop", "resume") == ["CANCELLED", "CANCELLED", "QUEUED"]
+    assert ann.delete(url).json()["state"] == "DELETED"
+    assert ann.get(STUDIES).json()["studies"] == []
+    assert ann.post(f"{url}:resume").status_code == 409
+    assert states("undelete") == ["PAUSED"]
+
+
+def test_a_copy_is_a_study_of_its_own(ann: TestClient) -> None:
+    study = start(ann, labels={"a": "b"})
+    url = f"{STUDIES}/{study['id']}:clone"
+    answer = ann.post(url, json={"name": "copy", "spec": {"trials": 5}})
+    assert answer.status_code == 201, answer.text
+    copy = answer.json()
+    assert (copy["name"], copy["spec"]["trials"], copy["labels"]) == ("copy", 5, {"a": "b"})
+    assert copy["id"] != study["id"]

@@ -1,0 +1,299 @@
+"""`ucd-ray --server URL`: the same commands, carried out by a service."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from fastapi import FastAPI
+
+from tests.service.live import serving
+from tests.service.rows import app_with_study
+from ucd_ray import cli
+from ucd_ray.client import Client
+from ucd_ray.service import creation
+from ucd_ray.service.bodies import NewStudy
+from ucd_ray.service.core import Core
+from ucd_ray.service.tables import study_table
+from ucd_ray.service.tokens import create_token
+from ucd_ray.service.views import PlanView
+from ucd_ray.tune.events import tell
+
+Run = Callable[..., tuple[int, str, str]]
+TUNE = ("tune", "--scenario", "shapes-8-4", "--data", "generated", "--trials", "2")
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastAPI]:
+    app = app_with_study(tmp_path_factory.mktemp("remote"), 12)
+    tell(app.state.core.database, "study", "driven by somebody")
+    tell(app.state.core.database, "study", "trial 0 complete", number=0, kind="finished")
+    yield app
+    app.state.core.close()
+
+
+@pytest.fixture(scope="module")
+def url(app: FastAPI) -> Iterator[str]:
+    with serving(app) as port:
+        yield f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Run:
+    """Runs a command in this process.  Returns exit code, output and errors."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ucd-ray", *arguments])
+        with pytest.raises(SystemExit) as done:
+            cli.main()
+        sys.stdout.flush()
+        out, errors = capfdbinary.readouterr()
+        code = done.value.code
+        return code if isinstance(code, int) else 0, out.decode("latin1"), errors.decode()
+
+    return run
+
+
+@pytest.fixture
+def run(here: Run, url: str, app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The same on the service, as ann."""
+    token = create_token(app.state.core.database, "ann", ("read", "write"))
+    monkeypatch.setenv("UCD_RAY_TOKEN", token)
+    return lambda *arguments: here("--server", url, *arguments)
+
+
+def set_row(app: FastAPI, study_id: str, **values: Any) -> None:
+    update = study_table.update().where(study_table.c.id == study_id)
+    app.state.core.database.write(lambda c: c.execute(update.values(**values)))
+
+
+def newest(app: FastAPI, known: set[str]) -> str:
+    """The id of a study that was not known, once there is one."""
+    for _ in range(400):
+        ids = app.state.core.database.read(lambda c: c.execute(sa.select(study_table.c.id)).all())
+        if new := {row.id for row in ids} - known:
+            return str(new.pop())
+        time.sleep(0.05)
+    raise AssertionError("no study came")
+
+
+@pytest.fixture
+def meanwhile(app: FastAPI) -> Iterator[Callable[[Callable[[str], None]], None]]:
+    """Does something with the next study that is started."""
+    threads = []
+
+    def later(act: Callable[[str], None]) -> None:
+        found = app.state.core.database.read(lambda c: c.execute(sa.select(study_table.c.id)).all())
+        known = {row.id for row in found}
+        threads.append(threading.Thread(target=lambda: act(newest(app, known))))
+        threads[-1].start()
+
+    yield later
+    for thread in threads:
+        thread.join(30)
+
+
+def test_tune_starts_follows_and_shows_the_table(
+    run: Run, app: FastAPI, meanwhile: Any, url: str
+) -> None:
+    def act(study: str) -> None:
+        name = f"ours-{study}"  # in the library
+        tell(app.state.core.database, name, "trial 0 complete", number=0, kind="finished")
+        time.sleep(1.2)
+        tell(app.state.core.database, name, "trial 1 complete", number=1, kind="finished")
+        set_row(app, study, state="SUCCEEDED")
+
+    meanwhile(act)
+    code, out, errors = run(*TUNE, "--name", "ours", "--format", "csv")
+    assert code == 0, errors
+    assert f"on {url}" in out and "queued: waits for its turn" in out
+    assert out.index("trial 0 complete") < out.index("trial 1 complete") < out.index('"number"')
+    assert out.count("trial 1 complete") == 1
+    code, out, _ = run(*TUNE, "--name", "ours", "--format", "csv")
+    assert code == 0 and '"number"' in out  # found again, not started twice
+    code, _, errors = run(*TUNE, "--name", "ours", "--seed", "3")
+    assert code == 2 and "with another spec" in errors and "another --name" in errors
+
+
+def test_ctrl_c_leaves_a_study_that_goes_on(run: Run, app: FastAPI, meanwhile: Any) -> None:
+    found = []
+
+    def act(study: str) -> None:
+        found.append(study)
+        time.sleep(1.0)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    meanwhile(act)
+    code, out, errors = run(*TUNE, "--name", "left")
+    assert code == 130 and "the study goes on" in out and errors == ""
+    assert f"study stop {found[0]}" in out
+    code, out, _ = run("study", "show", found[0])
+    assert "QUEUED" in out
+    run("study", "stop", found[0], "--kill")
+
+
+def test_a_study_that_fails_is_an_error_with_its_reason(
+    run: Run, app: FastAPI, meanwhile: Any
+) -> None:
+    why = (
+        '[{"type": "Degraded", "status": true, "reason": "JOB_FAILED", "message": "disk full", '
+        '"since": 1.0}]'
+    )
+    meanwhile(lambda study: set_row(app, study, state="FAILED", conditions=why))
+    code, _, errors = run(*TUNE, "--name", "fails")
+    assert code == 2 and "study 'fails' has failed: disk full" in errors
+
+
+def test_a_dry_run_shows_the_plan_and_starts_nothing(
+    run: Run, app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = sa.select(sa.func.count()).select_from(study_table)
+    before = app.state.core.database.read(lambda c: c.execute(count).scalar_one())
+    asked = []
+
+    def plan(body: NewStudy, core: Core) -> PlanView:
+        asked.append(body.spec)
+        gang = {"workers": 2, "cpus": 1, "gpus": 0}
+        fields = {"trials": 2, "replicates": 1, "base_steps": 1, "unit": "CPU", "hours": (0.1, 0.2)}
+        return PlanView.model_validate({**fields, "gang": gang, "searched": ["kd.weight"]})
+
+    monkeypatch.setattr(creation, "plan", plan)
+    code, out, errors = run(*TUNE, "--dry-run", "--workers", "2")
+    assert code == 0, errors
+    assert asked[0] is not None and asked[0]["workers"] == 2
+    assert "2 x 1 CPUs" in out and "hours" in out and "kd.weight" in out
+    assert app.state.core.database.read(lambda c: c.execute(count).scalar_one()) == before
+
+
+def test_a_data_set_is_a_registered_name(run: Run) -> None:
+    code, _, errors = run(*TUNE[:3], "--data", "voc", "--trials", "2")
+    assert code == 2 and "'voc' is not among the registered data sets" in errors
+
+
+@pytest.mark.parametrize("view", ["trials", "steps", "classes", "paper"])
+@pytest.mark.parametrize("form", ["csv", "json", "parquet", "arrow", "markdown", "latex", "table"])
+def test_results_are_what_the_command_shows_beside_the_database(
+    view: str, form: str, here: Run, run: Run, app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if view == "paper" and form in ("parquet", "arrow"):
+        pytest.skip("as of the other views")
+    url = f"sqlite:///{app.state.core.database.url.database}"
+    monkeypatch.setenv("UCD_RAY_DATABASE", url)
+    wanted = ("results", "study", "--view", view, "--format", form)
+    if view in ("steps", "trials"):
+        wanted = (*wanted, "--filter", "state=COMPLETE", "--order-by", "-number")
+    own = here(*wanted)
+    assert own[0] == 0, own[2]
+    monkeypatch.delenv("UCD_RAY_DATABASE")
+    remote = run(*wanted)
+    assert remote[0] == 0, remote[2]
+    assert remote[1] in own[1] if form == "table" else remote[1] == own[1]
+
+
+def test_results_go_to_a_file_and_published_rows_need_no_study(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "steps.parquet"
+    assert (
+        run("results", "abc", "--view", "steps", "--format", "parquet", "--out", str(out))[0] == 0
+    )
+    assert out.read_bytes().startswith(b"PAR1")
+    code, text, _ = run("results", "--published", "voc-15-1", "--format", "csv")
+    assert code == 0 and text.count("\n") > 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("study", "list"), "abc"),
+        (("study", "show", "abc"), "RUNNING"),
+        (("study", "show", "study", "--format", "json"), '"id": "abc"'),
+        (("study", "logs", "abc"), "driven by somebody"),
+        (("study", "logs", "abc", "--trial", "0", "--last", "1"), "trial 0 complete"),
+        (("study", "best", "abc"), "kd.weight"),
+        (("study", "best", "abc", "--format", "json"), '"recipe"'),
+        (("study", "enqueue", "abc", "--set", "kd.weight=7"), "trial"),
+        (("study", "edit", "abc", "--trials", "99", "--search", "kd.weight=1..300,log"), "changed"),
+    ],
+    ids=lambda value: "-".join(value[1:]) if isinstance(value, tuple) else "",
+)
+def test_a_command_of_studies_works(arguments: tuple[str, ...], told: str, run: Run) -> None:
+    code, out, errors = run(*arguments)
+    assert (code, errors) == (0, "") and told in out
+
+
+def test_a_study_is_copied_paused_resumed_stopped_and_deleted(run: Run, url: str) -> None:
+    with Client(url) as client:
+        first = client.create({"tune": {"scenario": "shapes-8-4"}}).id
+    code, out, errors = run("study", "clone", first, "--name", "copy")
+    assert code == 0, errors
+    copy = out.split(" is ")[1].split(",")[0]
+    assert "PAUSED" in run("study", "pause", "copy")[1]
+    assert "QUEUED" in run("study", "resume", copy)[1]
+    code, _, errors = run("study", "stop", "copy", "--drain", "--kill")
+    assert code == 2 and "give one of them" in errors
+    assert "CANCELLED" in run("study", "stop", "copy", "--kill")[1]
+    assert "is deleted" in run("study", "delete", "copy", "--yes")[1]
+    code, _, errors = run("study", "show", "copy")
+    assert code == 2 and "there is no study 'copy'" in errors
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train", "--scenario", "voc-15-1"),
+        ("report", "study"),
+        ("cache", "list"),
+        ("serve",),
+        ("token", "list"),
+        ("study", "run", "abc"),
+        ("study", "compare", "abc", "abd"),
+    ],
+    ids=lambda value: "-".join(value[:2]),
+)
+def test_what_only_works_here_is_refused(arguments: tuple[str, ...], run: Run) -> None:
+    code, out, errors = run(*arguments)
+    assert code == 2 and out == "" and "works on this machine only" in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        ((*TUNE, "--tensorboard", "x"), "--tensorboard"),
+        ((*TUNE, "--from", "x"), "--from"),
+        (("results", "abc", "--plots", "x"), "--plots"),
+        (("study", "pause", "abc", "--wait", "3"), "--wait"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_an_option_that_only_works_here_is_refused(
+    arguments: tuple[str, ...], option: str, run: Run
+) -> None:
+    code, _, errors = run(*arguments)
+    assert code == 2 and option in errors and "works on this machine only" in errors
+
+
+def test_commands_without_studies_are_the_same_with_a_server(run: Run) -> None:
+    code, out, _ = run("scenarios")
+    assert code == 0 and "voc-15-1" in out
+
+
+def test_the_server_comes_from_the_environment_too(
+    run: Run, here: Run, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UCD_RAY_SERVER", url)
+    assert "abc" in here("study", "list")[1]
+    monkeypatch.setenv("UCD_RAY_TOKEN", "ucd_no_token")
+    code, _, errors = here("study", "list")
+    assert code == 2 and "unknown, expired or revoked" in errors
+
+
+def test_without_a_server_a_copy_is_not_made(here: Run) -> None:
+    code, _, errors = here("study", "clone", "abc")
+    assert code == 2 and "--server URL" in errors
