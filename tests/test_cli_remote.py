@@ -198,6 +198,39 @@ def test_results_are_what_the_command_shows_beside_the_database(
     assert remote[1] in own[1] if form == "table" else remote[1] == own[1]
 
 
+def test_charts_are_those_that_the_command_draws_beside_the_database(
+    here: Run, run: Run, app: FastAPI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, _, told = run("results", "study", "--plots", str(tmp_path / "remote"))
+    assert code == 0 and "wrote" in told
+    url = f"sqlite:///{app.state.core.database.url.database}"
+    monkeypatch.setenv("UCD_RAY_DATABASE", url)
+    assert here("results", "study", "--plots", str(tmp_path / "own"))[0] == 0
+    names = {path.name for path in (tmp_path / "own").iterdir()}
+    assert "history.html" in names
+    assert {path.name for path in (tmp_path / "remote").iterdir()} == names
+    page = (tmp_path / "remote/history.html").read_text()
+    assert "Plotly.newPlot" in page and "plotly.min.js" in page
+    assert (tmp_path / "remote/history.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--plots", "x", "--chart", "histroy"), "did you mean 'history'"),
+        (("--plots", "x", "--chart", "predictions"), "without --server"),
+        (("--chart", "history"), "give a directory"),
+        (("--plots", "x", "--chart", "contour"), "share two params"),
+    ],
+)
+def test_a_chart_that_cannot_be_drawn_is_refused(
+    options: tuple[str, ...], told: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, errors = run("results", "abc", *options)
+    assert code == 2 and told in errors
+
+
 def test_results_go_to_a_file_and_published_rows_need_no_study(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "steps.parquet"
     assert (
@@ -267,7 +300,8 @@ def test_what_only_works_here_is_refused(arguments: tuple[str, ...], run: Run) -
     [
         ((*TUNE, "--tensorboard", "x"), "--tensorboard"),
         ((*TUNE, "--from", "x"), "--from"),
-        (("results", "abc", "--plots", "x"), "--plots"),
+        (("results", "abc", "--picture", "x.png"), "--picture"),
+        (("results", "abc", "--plots", "x", "--finetune"), "--finetune"),
         (("study", "pause", "abc", "--wait", "3"), "--wait"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -19,7 +19,7 @@ from ucd_ray.service.problems import Problem, responses
 from ucd_ray.service.routes.trials import MOST, TrialNumber, check_trial
 from ucd_ray.service.studies import Visible
 from ucd_ray.service.trial_views import Lines
-from ucd_ray.tune.events import events
+from ucd_ray.tune.events import WORKER, events
 
 router = APIRouter(prefix="/v1/studies/{study_id}", tags=["events"])
 
@@ -36,6 +36,9 @@ Since = Annotated[
 ]
 Replicate = Annotated[
     int | None, Query(ge=0, le=MOST, description="Of the workers of this replicate only.")
+]
+Worker = Annotated[
+    int | None, Query(ge=0, le=MOST, description="Only what the workers of this rank said.")
 ]
 
 
@@ -104,19 +107,20 @@ async def get_logs(
     number: TrialNumber,
     since: Since = 0,
     replicate: Replicate = None,
+    worker: Worker = None,
     follow: Follow = False,
 ) -> Response:
-    """What the study's driver said about a trial and its workers, at most 1000 lines at a time.
+    """What was said about a trial by the study's driver and its workers, at most 1000 lines at a time.
 
     `next` is the `since` of the lines that follow.  With `follow` lines come as text until the trial ends.
     """
     await run_in_threadpool(check_trial, core, study, number)
     if follow:
         tail = core.tails.of(study.id, study.name)
-        lines = _lines(tail, since, number, replicate)
+        lines = _lines(tail, since, number, replicate, worker)
         return StreamingResponse(lines, media_type="text/plain; charset=utf-8")
     rows = await run_in_threadpool(
-        events, core.database, study.name, number=number, after=since, first=LINES
+        events, core.database, study.name, number=number, worker=worker, after=since, first=LINES
     )
     found = [event for row in rows if _is_of(event := Event.of(row), replicate)]
     content: dict[str, Any] = {"lines": [event.content() for event in found]}
@@ -124,16 +128,21 @@ async def get_logs(
 
 
 async def _lines(
-    tail: Tail, since: int, number: int, replicate: int | None
+    tail: Tail, since: int, number: int, replicate: int | None, worker: int | None
 ) -> AsyncIterator[bytes]:
     async for event in tail.follow(since, number):
         if not isinstance(event, Event):
             continue
-        if _is_of(event, replicate):
+        if _is_of(event, replicate) and (worker is None or _rank(event) == worker):
             stamp = datetime.datetime.fromtimestamp(event.time, datetime.UTC)
             yield f"{stamp:%Y-%m-%dT%H:%M:%SZ}  {event.text}\n".encode()
         if event.kind == "finished" and (event.data or {}).get("state") in ENDED:
             return
+
+
+def _rank(event: Event) -> Any:
+    """Of the worker that said a line; None: no worker did."""
+    return (event.data or {}).get("rank") if event.kind == WORKER else None
 
 
 def _is_of(event: Event, replicate: int | None) -> bool:

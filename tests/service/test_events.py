@@ -22,6 +22,7 @@ from ucd_ray.service.events import Event, Tail
 from ucd_ray.service.tables import study_table
 from ucd_ray.service.tokens import create_token
 from ucd_ray.tune.database import Database
+from ucd_ray.tune.event_data import event_data
 from ucd_ray.tune.events import tell
 
 URL = "/v1/studies/abc/events"
@@ -204,6 +205,19 @@ def test_lines_of_a_trial_are_its_log(app: FastAPI, database: Database) -> None:
     }
     of_run = client.get(url, params={"replicate": 1}).json()
     assert [line["text"] for line in of_run["lines"]] == ["run"]
+
+
+@pytest.mark.parametrize("follow", [False, True])
+def test_a_log_is_that_of_one_worker(app: FastAPI, database: Database, follow: bool) -> None:
+    report = {"node": "10.0.0.1", "level": "info"}
+    for rank in (0, 1):
+        data = event_data("worker", "trial 1", {**report, "rank": rank})
+        tell(database, "study", f"rank {rank}", kind="worker", number=1, data=data)
+    tell(database, "study", "end", kind="finished", number=1, data={"state": "COMPLETE"})
+    asked = {"worker": 1, "follow": follow}
+    answer = client_of(app, "ann").get("/v1/studies/abc/trials/1/logs", params=asked)
+    assert "rank 1" in answer.text
+    assert "rank 0" not in answer.text and "end" not in answer.text
 
 
 def test_a_log_is_followed_until_its_trial_ends(app: FastAPI, database: Database) -> None:

@@ -62,6 +62,19 @@ async def test_a_report_that_asks_waits_for_the_drivers_answer(board: Board) -> 
 
 
 @on_a_loop
+async def test_a_line_that_comes_too_late_does_not_open_a_trial_again(board: Board) -> None:
+    await gang(board)
+    await board.put("0", "job", [])
+    await board.next_trial("a", 1)
+    assert await board.report("0", {"kind": "worker", "text": "begins"}, False) == GO
+    await board.trial_ended("a", "0", dict(DONE))
+    assert await board.report("0", {"kind": "worker", "text": "late"}, False) == GO
+    assert kinds(await board.take_reports("0", 0)) == ["worker", "done"]
+    await board.forget("0")
+    assert await board.report("0", {"kind": "worker", "text": "later"}, False) == GO
+
+
+@on_a_loop
 async def test_a_wish_overrides_the_drivers_go(board: Board) -> None:
     await gang(board)
     await board.put("0", "job", [])

@@ -53,6 +53,19 @@ def test_lines_are_found_by_trial_by_place_and_from_the_end(database: Database) 
     }
 
 
+def test_lines_of_one_worker_are_found_by_its_rank(any_url: str) -> None:
+    database = Database(any_url)
+    database.save_spec("study", spec_of().model_dump_json(), {"steps": 2})
+    report = {"node": "10.0.0.1", "level": "warning", "text": "slow disk"}
+    for rank in (0, 1, 11):
+        data = event_data("worker", "trial 0", {**report, "rank": rank})
+        tell(database, "study", f"rank {rank}", kind="worker", number=0, data=data)
+    tell(database, "study", 'says "rank": 1, too', number=0, data={"of": '"rank": 1,'})
+    assert texts(database, worker=1, number=0) == ["rank 1"]
+    assert texts(database, worker=11) == ["rank 11"]
+    assert texts(database, worker=2) == []
+
+
 def test_lines_are_there_while_the_study_runs(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from ucd_ray.cli.shared import Address
+from ucd_ray.cli.shared import Address, say_beside
 from ucd_ray.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def report(
     if finetune:
         _train_finetuned(source, address)
     done = write_report(source, path)
-    _say(f"wrote {path} ({done.size / 1e6:.1f} MB) with {len(done.written)} charts")
+    say_beside(f"wrote {path} ({done.size / 1e6:.1f} MB) with {len(done.written)} charts")
     _say_missing(done.not_drawn)
 
 
@@ -85,10 +85,10 @@ def write_charts(
         _train_finetuned(source, None)
     if picture is not None:
         write_picture(source, picture)
-        _say(f"wrote {picture}")
+        say_beside(f"wrote {picture}")
     if plots is not None:
         done = write_plots(source, plots, names, objective)
-        _say(f"wrote {len(done.written)} charts to {plots}")
+        say_beside(f"wrote {len(done.written)} charts to {plots}")
         _say_missing(done.not_drawn)
 
 
@@ -110,11 +110,6 @@ def _train_finetuned(source: Source, address: str | None) -> None:
     train_finetuned(source, address=address, console=Console(stderr=True))
 
 
-def _say(line: str) -> None:
-    """Beside the table, which may go to a pipe."""
-    Console(stderr=True).print(line, highlight=False, soft_wrap=True, markup=False)
-
-
 def _say_missing(not_drawn: dict[str, str]) -> None:
     for name, why in not_drawn.items():
-        _say(f"not drawn: {name}: {why}")
+        say_beside(f"not drawn: {name}: {why}")

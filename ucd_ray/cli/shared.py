@@ -303,6 +303,11 @@ def say(line: str) -> None:
     console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
+def say_beside(line: str) -> None:
+    """The same beside a table, which may go to a pipe."""
+    Console(stderr=True).print(line, highlight=False, soft_wrap=True, markup=False)
+
+
 def one_of(what: str, value: str, choices: tuple[str, ...]) -> None:
     from ucd_ray.errors import did_you_mean
 

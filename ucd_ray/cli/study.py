@@ -144,12 +144,15 @@ def study_compare(
 def study_logs(
     name: Name,
     trial: Annotated[int | None, typer.Option(help="Of this trial only.")] = None,
+    worker: Annotated[
+        int | None, typer.Option(help="Only what the workers of this rank said.", min=0)
+    ] = None,
     last: Annotated[int | None, typer.Option(help="Only so many of the newest.", min=1)] = None,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on until the study's driver ends.")
     ] = False,
 ) -> None:
-    """Print what the driver of a study said, with its time."""
+    """Print what the driver of a study and its workers said, with the time."""
     from ucd_ray.tune.commands import driven
     from ucd_ray.tune.events import events
 
@@ -158,7 +161,7 @@ def study_logs(
     after = 0
     while True:
         runs = follow and driven(store, name)  # before the look: its last lines are not missed
-        for row in events(store, name, number=trial, after=after, last=last):
+        for row in events(store, name, number=trial, worker=worker, after=after, last=last):
             stamp = datetime.datetime.fromtimestamp(row.time).strftime("%Y-%m-%d %H:%M:%S")
             console.print(f"{stamp}  {row.text}", highlight=False, soft_wrap=True, markup=False)
             after = row.id

@@ -103,7 +103,11 @@ def as_json(chart: Chart) -> str:
 
 def for_script(chart: Chart) -> str:
     """The same, for the inside of an HTML `<script>`."""
-    return as_json(chart).replace("<", "\\u003c")
+    return _escaped(as_json(chart))
+
+
+def _escaped(figure: str) -> str:
+    return figure.replace("<", "\\u003c")
 
 
 PLOTLY_JS = "plotly.min.js"
@@ -128,11 +132,13 @@ Plotly.newPlot("chart", figure.data, figure.layout, {{responsive: true, displayl
 
 def page(chart: Chart) -> str:
     """A page with the chart; it needs `plotly_js()` beside it, under the name `PLOTLY_JS`."""
+    return page_of(as_json(chart), title=f"{chart.title}; {chart.subtitle}", note=chart.note)
+
+
+def page_of(figure: str, *, title: str, note: str) -> str:
+    """The same of a figure that is there as JSON."""
     return PAGE.format(
-        title=html.escape(f"{chart.title}; {chart.subtitle}"),
-        script=PLOTLY_JS,
-        note=html.escape(chart.note),
-        figure=for_script(chart),
+        title=html.escape(title), script=PLOTLY_JS, note=html.escape(note), figure=_escaped(figure)
     )
 
 

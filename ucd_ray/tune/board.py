@@ -152,7 +152,7 @@ class Board:
         }
         return {"queued": list(self.queue), "gangs": gangs}
 
-    # What gangs call; only their rank 0 does.
+    # What gangs call; but for lines of a worker only their rank 0 does.
 
     async def gang_started(self, gang: str, nodes: tuple[str, ...]) -> None:
         """The workers of a gang are up.  A trial that their predecessors held goes back first."""
@@ -185,7 +185,13 @@ class Board:
         return key, self.entries[key].job
 
     async def report(self, key: str, report: dict[str, Any], asks: bool) -> str:
-        """Adds a report.  If it asks, returns the driver's answer once it is there."""
+        """Adds a report.  If it asks, returns the driver's answer once it is there.
+
+        A line that a worker sent too late is dropped: a trial's last report stays the last.
+        """
+        entry = self.entries.get(key)
+        if not asks and (entry is None or entry.ended):
+            return GO
         entry = self.entries[key]
         place = entry.add(report)
         if not asks:

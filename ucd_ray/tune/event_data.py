@@ -26,6 +26,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "waiting": ("reason",),
     "lost": ("nodes",),
     "smaller": ("reason",),
+    "worker": ("rank", "node", "level"),
     "measured": ("value", "code", "reason"),
     "finished": ("value", "values", "broken", "code", "reason"),
 }

@@ -19,6 +19,7 @@ FLUSH_S = 1.0  # between writes
 KEPT = 10_000  # lines that wait for a database that is away; older ones are lost
 CLOSE_S = 5.0  # for the last lines
 STUDY_KIND = "study"  # of lines that no event of a run caused
+WORKER = "worker"  # of lines that one worker said
 LONGEST = 20  # characters of a kind
 
 
@@ -102,14 +103,20 @@ def events(
     study: str,
     *,
     number: int | None = None,
+    worker: int | None = None,
     after: int = 0,
     last: int | None = None,
     first: int | None = None,
 ) -> list[sa.Row[Any]]:
-    """Lines of the log with ids above `after`, of one trial or of all; `last`, `first`: only so many."""
+    """Lines of the log with ids above `after`; `last`, `first`: only so many.
+
+    number: of one trial instead of all; worker: what the workers of that rank said
+    """
     where = (event_table.c.study == study) & (event_table.c.id > after)
     if number is not None:
         where &= event_table.c.number == number
+    if worker is not None:  # the data are text, as `event_data` and `_row` write it
+        where &= (event_table.c.kind == WORKER) & event_table.c.data.contains(f'"rank": {worker},')
     if first is not None:
         query = sa.select(event_table).where(where).order_by(event_table.c.id).limit(first)
         return database.read(lambda connection: list(connection.execute(query)))

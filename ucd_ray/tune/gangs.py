@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ucd_ray.errors import CheckpointError, TrainingDiverged, UcdRayError
 from ucd_ray.job import Job
 from ucd_ray.tune.board import GO, PAUSE, STORAGE
+from ucd_ray.tune.worker_log import WorkerLog
 
 if TYPE_CHECKING:
     from ucd_ray.learner import Ranks
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 POLL_S = 5.0  # between looks of idle ranks at the board: no collective waits longer
 TRIAL_TIMEOUT_S = 1800.0  # of a trial's collectives: rank 0 may save, score or wait meanwhile
 CONTROL_TIMEOUT_S = 300.0  # of the control group: ends the wait for a rank that hangs
+LINES_S = 5.0  # for a worker's lines to reach the board before its trial ends there
 
 
 CODES = (  # of errors, the first that fits
@@ -72,7 +74,7 @@ class _Worker:
 
         train = ray.train.get_context()
         self.rank, self.size = train.get_world_rank(), train.get_world_size()
-        self.local_rank = train.get_local_rank()
+        self.local_rank, self.node = train.get_local_rank(), ray.util.get_node_ip_address()
         self.board, self.gang = ray.get_actor(board), gang
         self.cuda = torch.cuda.is_available()
         self.memory = 0
@@ -86,7 +88,7 @@ class _Worker:
         import ray
         import torch
 
-        nodes = self._gather(ray.util.get_node_ip_address())
+        nodes = self._gather(self.node)
         if self.rank == 0:
             ray.get(self.board.gang_started.remote(self.gang, tuple(nodes)))
         if self.cuda:
@@ -128,23 +130,39 @@ class _Worker:
 
     def _train(self, key: str, job: Job, group: Any) -> dict[str, Any]:
         """The last report of a trial on this rank; no exception of it lives on."""
-        import torch
+        import ray
 
         from ucd_ray.learner import Ranks
-        from ucd_ray.train import TrialStopped, train_run
 
         ranks = Ranks(self.rank, self.size, group, self.local_rank)
         context = GangContext(self.board, key, job, ranks)
+        sent: list[Any] = []
+
+        def send(line: dict[str, Any]) -> None:
+            sent.append(self.board.report.remote(key, line, asks=False))
+
+        with WorkerLog(send, rank=self.rank, node=self.node) as log:
+            last = self._outcome(job, context, log)
+        ray.wait(sent, num_returns=len(sent), timeout=LINES_S)
+        return last
+
+    def _outcome(self, job: Job, context: GangContext, log: WorkerLog) -> dict[str, Any]:
+        import torch
+
+        from ucd_ray.train import TrialStopped, train_run
+
         try:
             reports = train_run(job, context)
             if self.rank == 0:
                 context.checkpoint.clear()
         except TrialStopped:
+            log.ends("stopped")
             return {"kind": "stopped"}
-        except torch.OutOfMemoryError as error:
-            return failure(error, code="OUT_OF_MEMORY")
         except Exception as error:
-            return failure(error)
+            log.ends("failed", error)
+            out_of_memory = isinstance(error, torch.OutOfMemoryError)
+            return failure(error, code="OUT_OF_MEMORY" if out_of_memory else None)
+        log.ends("done")
         return {"kind": "done", "value": reports[-1]["value"]}
 
     def _clean_up(self, last: dict[str, Any]) -> bool:

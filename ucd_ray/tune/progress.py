@@ -146,6 +146,10 @@ class Progress:
         self.running[who] = line
         self.say(f"{who} {line}")
 
+    def _on_worker(self, who: str, report: dict[str, Any]) -> None:
+        """Not for the terminal: all workers of all trials say when they begin and end."""
+        self._record(f"{who} worker {report['rank']} on {report['node']}: {report['text']}")
+
     def _on_step(self, who: str, report: dict[str, Any]) -> None:
         means = report["select"]["means"]
         where = "from the step cache" if report["cached"] else f"{report['seconds']:.1f} s"

@@ -57,6 +57,9 @@ class RunBook:
         if kind == "waiting":  # its workers wait for a step that others train
             self.say_waiting(number, Reason(STEP, report["reason"]))
             return False
+        if kind == "worker":  # one line of one worker; it changes nothing
+            self.on_event(kind, number, report)
+            return False
         self.say_waiting(number, None)
         stop = False
         if kind == "epoch" and report["value"] is not None and report["value"] == report["value"]:

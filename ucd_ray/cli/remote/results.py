@@ -26,13 +26,18 @@ def results(
     all_rows: bool,
     output: str,
     out: Path | None,
+    plots: Path | None,
+    charts: list[str] | None,
+    objective: str | None,
 ) -> None:
-    """A table of a study, or published rows, as `ucd-ray results` has them."""
+    """A table of a study, its charts beside it, or published rows, as `ucd-ray results` has them."""
     from ucd_ray.tune.screen import BEST_FIRST, ROWS
 
     check_table_format(output)
     if (study is None) == (published is None):
         raise ConfigError("give either the name of a study or --published SCENARIO")
+    if plots is None and (charts or objective is not None):
+        raise ConfigError("--chart and --objective choose charts of --plots DIR; give a directory")
     on_screen = output == "table"
     form = "arrow-stream" if on_screen else output
     chosen: dict[str, Any] = {"filter": filters, "columns": columns}
@@ -44,6 +49,8 @@ def results(
     with connected() as service:
         if study is None:
             assert published is not None
+            if plots is not None:
+                raise ConfigError("--plots draws the charts of a study, not of published rows")
             if any(value for name, value in chosen.items() if name != "limit") or limit:
                 raise ConfigError("with --server, --published has all rows: use --format csv")
             title, pieces = f"published: {published}", service.published(published, form=form)
@@ -51,6 +58,10 @@ def results(
             title = f"study {study}" + (f": {view}" if view != "trials" else "")
             found = service.find(study)
             pieces = service.pieces(found.id, view, form=form, **chosen)
+            if plots is not None:
+                from ucd_ray.cli.remote.charts import write_charts
+
+                write_charts(service, found, plots, charts, objective)
         if on_screen:
             show(_rows(pieces), title, output, out, limit=limit)
         else:

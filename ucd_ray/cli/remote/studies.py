@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ucd_ray.client import Done, Line, StudyView
 
 NOT_YET = 1  # exit code of a command that the driver has not carried out
+WORKER = "worker"  # kind of the lines that one worker said
 
 
 def study_list() -> None:
@@ -72,8 +73,10 @@ def study_table(study: StudyView, states: dict[str, int]) -> Table:
     return table
 
 
-def study_logs(name: str, trial: int | None, last: int | None, follow: bool) -> None:
-    """What the driver said; with `follow` until Ctrl-C."""
+def study_logs(
+    name: str, trial: int | None, worker: int | None, last: int | None, follow: bool
+) -> None:
+    """What the driver and its workers said; with `follow` until Ctrl-C."""
     from ucd_ray.client import StudyState
 
     with connected() as service:
@@ -81,13 +84,19 @@ def study_logs(name: str, trial: int | None, last: int | None, follow: bool) -> 
         kept: deque[Line] = deque(maxlen=last)
         for event in service.events(study, number=trial, follow=False):
             if not isinstance(event, StudyState):
-                kept.append(event)
                 after = event.id
+                if _is_by(event, worker):
+                    kept.append(event)
         for line in kept:
             _print(line)
         for event in service.events(study, after=after, number=trial) if follow else ():
-            if not isinstance(event, StudyState):
+            if not isinstance(event, StudyState) and _is_by(event, worker):
                 _print(event)
+
+
+def _is_by(line: Line, worker: int | None) -> bool:
+    said = (line.data or {}).get("rank") if line.kind == WORKER else None
+    return worker is None or said == worker
 
 
 def _print(line: Line) -> None:

@@ -7,6 +7,7 @@ from ucd_ray.tune.report.plots import (
     Written,
     check_finished,
     check_place,
+    save,
     write_picture,
     write_plots,
 )
@@ -15,6 +16,7 @@ __all__ = [
     "Written",
     "check_finished",
     "check_place",
+    "save",
     "write_picture",
     "write_plots",
     "write_report",

@@ -1,0 +1,68 @@
+"""The lines of one worker: its warnings and records, its own error, never too many."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from typing import Any
+
+import pytest
+
+from ucd_ray.tune import worker_log
+from ucd_ray.tune.worker_log import WorkerLog
+
+Lines = list[dict[str, Any]]
+
+
+def test_warnings_and_records_of_this_process_are_sent_with_their_level() -> None:
+    lines: Lines = []
+    with WorkerLog(lines.append, rank=1, node="10.0.0.2") as log, warnings.catch_warnings():
+        warnings.simplefilter("always")
+        logging.captureWarnings(True)  # pytest's own capture took it
+        warnings.warn("lr is high", UserWarning, stacklevel=1)
+        logging.getLogger("timm.models").warning("no weights for %s", "head")
+        logging.getLogger("timm.models").info("not worth a line")
+        log.ends("done")
+    assert all(
+        (line["kind"], line["rank"], line["node"]) == ("worker", 1, "10.0.0.2") for line in lines
+    )
+    begins, warning, record, ends = (line["text"] for line in lines)
+    assert begins == f"begins, process {os.getpid()} on 10.0.0.2"
+    assert "test_worker_log.py" in warning and warning.endswith("UserWarning: lr is high")
+    assert record == "timm.models: no weights for head"
+    assert ends.startswith("done after 0.0 s; at most ")
+    assert [line["level"] for line in lines] == ["info", "warning", "warning", "info"]
+
+
+def test_an_error_is_sent_with_its_traceback() -> None:
+    lines: Lines = []
+    with WorkerLog(lines.append, rank=0, node="here") as log:
+        try:
+            raise OSError("image 7 cannot be read")
+        except OSError as error:
+            log.ends("failed", error)
+    _, trace, ends = lines
+    assert trace["level"] == "error"
+    assert trace["text"].startswith("Traceback") and trace["text"].endswith("cannot be read")
+    assert ends["text"].startswith("failed after")
+
+
+def test_a_worker_that_repeats_itself_is_cut_off_and_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker_log, "MOST", 5)
+    lines: Lines = []
+    with WorkerLog(lines.append, rank=0, node="here"):
+        for _ in range(20):
+            logging.getLogger("loop").error("again")
+    assert len(lines) == 5
+    assert lines[-1]["text"] == "said 5 lines about this trial; no more of them are kept"
+
+
+def test_nothing_is_sent_once_it_is_closed() -> None:
+    lines: Lines = []
+    with WorkerLog(lines.append, rank=0, node="here"):
+        pass
+    logging.getLogger("after").error("late")
+    assert len(lines) == 1

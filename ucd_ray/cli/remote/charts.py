@@ -1,0 +1,80 @@
+"""`ucd-ray --server URL results --plots`: the charts that a service draws, written here."""
+
+from __future__ import annotations
+
+import html
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ucd_ray.cli.shared import say_beside
+from ucd_ray.drawing.interactive import PLOTLY_JS, page_of, plotly_js
+from ucd_ray.errors import ConfigError, RequestRefused, StudyError
+from ucd_ray.tune.charts import CHARTS, OF_AN_OBJECTIVE, check_chart
+from ucd_ray.tune.report import save
+
+if TYPE_CHECKING:
+    from ucd_ray.client import Client, StudyView
+
+HERE = "predictions"  # a chart that runs a network, which a service does not
+EMPTY = "NOTHING_TO_DRAW"  # code of the refusal
+
+
+def write_charts(
+    service: Client,
+    study: StudyView,
+    plots: Path,
+    names: list[str] | None,
+    objective: str | None,
+) -> None:
+    """Writes charts as HTML and PNG, `plotly.min.js` beside them, named as `ucd-ray results` does.
+
+    Raises ConfigError for an unknown chart or objective or a directory that cannot be written, StudyError
+    if a chart that was asked for has nothing to show.
+    """
+    for name in names or ():
+        check_chart(name)
+        if name == HERE:
+            raise ConfigError(f"chart '{HERE}' runs a network: it is drawn without --server only")
+    chosen = [
+        (name, of) for name in names or CHARTS if name != HERE for of in _objectives(study, name)
+    ]
+    written = 0
+    try:
+        plots.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot write to '{plots}': {error.strerror}") from None
+    save(plotly_js().encode(), plots / PLOTLY_JS)
+    for name, each in chosen:
+        if objective is not None and each not in (None, objective):
+            continue
+        try:
+            _write(service, study, plots, name, each if objective is None else objective)
+        except RequestRefused as refused:
+            if refused.code != EMPTY:
+                raise
+            if names:
+                raise StudyError(f"chart '{name}': {refused}") from None
+            say_beside(f"not drawn: {name}: {refused}")
+        else:
+            written += 1
+    say_beside(f"wrote {written} charts to {plots}")
+
+
+def _objectives(study: StudyView, name: str) -> list[str | None]:
+    """What a chart is drawn for: each of several objectives, or once."""
+    several = (study.spec or {}).get("objectives") or ()
+    return [*several] if len(several) > 1 and name in OF_AN_OBJECTIVE else [None]
+
+
+def _write(
+    service: Client, study: StudyView, plots: Path, name: str, objective: str | None
+) -> None:
+    wanted = objective if name in OF_AN_OBJECTIVE else None
+    text = service.plot(study.id, name, form="json", objective=wanted).decode()
+    layout = json.loads(text)["layout"]
+    called = layout["meta"]["name"]
+    page = page_of(text, title=html.unescape(layout["title"]["text"]), note=layout["meta"]["note"])
+    save(page.encode(), plots / f"{called}.html")
+    png = service.plot(study.id, name, form="png", objective=wanted)
+    save(png, plots / f"{called}.png")
