@@ -220,7 +220,6 @@ def test_charts_are_those_that_the_command_draws_beside_the_database(
         (("--plots", "x", "--chart", "histroy"), "did you mean 'history'"),
         (("--plots", "x", "--chart", "predictions"), "without --server"),
         (("--chart", "history"), "give a directory"),
-        (("--plots", "x", "--chart", "contour"), "share two params"),
     ],
 )
 def test_a_chart_that_cannot_be_drawn_is_refused(
@@ -229,6 +228,20 @@ def test_a_chart_that_cannot_be_drawn_is_refused(
     monkeypatch.chdir(tmp_path)
     code, _, errors = run("results", "abc", *options)
     assert code == 2 and told in errors
+
+
+def test_a_chart_without_content_is_told_or_an_error_if_it_was_asked_for(
+    here: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = app_with_study(tmp_path, 2)
+    monkeypatch.setenv("UCD_RAY_TOKEN", create_token(few.state.core.database, "ann", ("read",)))
+    with serving(few) as port:
+        asked = ("--server", f"http://127.0.0.1:{port}", "results", "abc", "--plots", str(tmp_path))
+        code, _, told = here(*asked)
+        assert code == 0 and "not drawn: importances: importances need" in told
+        code, _, errors = here(*asked, "--chart", "importances")
+        assert code == 2 and "chart 'importances': importances need" in errors
+    few.state.core.close()
 
 
 def test_results_go_to_a_file_and_published_rows_need_no_study(run: Run, tmp_path: Path) -> None:
