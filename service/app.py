@@ -20,6 +20,8 @@ from ucd_ray.service.repeated import Repeated
 from ucd_ray.service.routes import ROUTERS
 from ucd_ray.service.settings import Settings
 
+TAGS = ("studies", "trials", "results", "events", "catalogue", "operations")  # as shown
+
 
 def create_app(
     settings: Settings, jobs: Jobs | None = None, *, dashboard: str | None = None
@@ -50,6 +52,7 @@ def create_app(
         redoc_url=None,
         lifespan=lifespan,
         dependencies=[Depends(known_query)],
+        openapi_tags=[{"name": name} for name in TAGS],
     )
     app.state.core = Core(settings, database, jobs, dashboard or settings.ray_dashboard, reconciler)
     for router in ROUTERS:

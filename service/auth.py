@@ -32,12 +32,12 @@ class Viewer:
         return not self.scopes.isdisjoint(SCOPES[SCOPES.index(scope) :])
 
 
-async def viewer(request: Request, credentials: Credentials) -> Viewer:
+async def _viewer(request: Request, credentials: HTTPAuthorizationCredentials | None) -> Viewer:
     """Who makes a request.  Raises Problem (401) without a valid token.
 
     While no token exists, whoever reaches the service over loopback is its user.
     """
-    core = core_of(request)  # not as one more dependency: every request solves these
+    core = core_of(request)
     if credentials is None and "authorization" not in request.headers:
         if _is_local(request) and not await _has_tokens(core):
             return Viewer(LOCAL, frozenset(SCOPES))
@@ -78,25 +78,31 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _with_scope(viewer: Viewer, scope: str) -> Viewer:
-    if not viewer.may(scope):
+async def _with_scope(
+    request: Request, credentials: HTTPAuthorizationCredentials | None, scope: str
+) -> Viewer:
+    found = await _viewer(request, credentials)
+    if not found.may(scope):
         raise Problem(403, "FORBIDDEN", f"this needs a token with the scope '{scope}'")
-    return viewer
+    return found
 
 
-async def reader(viewer: Annotated[Viewer, Depends(viewer)]) -> Viewer:
+# They call each other instead of depending on each other: every request solves all dependencies.
+
+
+async def reader(request: Request, credentials: Credentials) -> Viewer:
     """Someone who may read."""
-    return _with_scope(viewer, "read")
+    return await _with_scope(request, credentials, "read")
 
 
-async def writer(viewer: Annotated[Viewer, Depends(viewer)]) -> Viewer:
+async def writer(request: Request, credentials: Credentials) -> Viewer:
     """Someone who may start and change studies."""
-    return _with_scope(viewer, "write")
+    return await _with_scope(request, credentials, "write")
 
 
-async def admin(viewer: Annotated[Viewer, Depends(viewer)]) -> Viewer:
+async def admin(request: Request, credentials: Credentials) -> Viewer:
     """Someone who may do everything, to all studies."""
-    return _with_scope(viewer, "admin")
+    return await _with_scope(request, credentials, "admin")
 
 
 Reader = Annotated[Viewer, Depends(reader)]

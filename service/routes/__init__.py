@@ -1,4 +1,4 @@
-"""The routes.  `ROUTERS` lists them, in the order in which the OpenAPI shows them."""
+"""The routes.  `ROUTERS` is looked through in order: those first that are asked for most."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ucd_ray.service.routes import (
 )
 
 ROUTERS: tuple[APIRouter, ...] = (
+    trials.router,
     studies.router,
     results.router,
-    trials.router,
     events.router,
     networks.router,
     catalogue.router,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from ucd_ray.service import actions, creation, paging
 from ucd_ray.service.auth import Reader, Writer
 from ucd_ray.service.bodies import Change, Copy, NewStudy, Stop
 from ucd_ray.service.changes import change_study, check_etag
-from ucd_ray.service.core import Core, CoreOf
+from ucd_ray.service.core import Core, CoreOf, core_of
 from ucd_ray.service.once import Answer
 from ucd_ray.service.problems import responses
 from ucd_ray.service.rows import update
@@ -79,13 +79,13 @@ def list_studies(
 )
 async def get_study(
     study: Visible,
-    core: CoreOf,
+    request: Request,
     if_none_match: Annotated[str | None, Header(alias="If-None-Match", max_length=1000)] = None,
 ) -> Response:
     """One study."""
     if if_none_match is not None and study.etag in if_none_match:
         return Response(status_code=304, headers={"ETag": study.etag})
-    return _shown(core, study)
+    return _shown(core_of(request), study)
 
 
 @router.patch(

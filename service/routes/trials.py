@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from ucd_ray.errors import ConfigError
 from ucd_ray.service.answering import answered_json, check_started
 from ucd_ray.service.bodies import NewTrial
-from ucd_ray.service.core import Core, CoreOf
+from ucd_ray.service.core import Core, CoreOf, core_of
 from ucd_ray.service.filters import Condition, invalid, parse_comparisons
 from ucd_ray.service.page_tokens import place_of, token_of
 from ucd_ray.service.paging import LARGEST
@@ -105,10 +105,9 @@ def queue_trial(study: Own, core: CoreOf, body: NewTrial) -> Response:
 
 
 @router.get("/{number}", response_model=TrialView, responses=SAME)
-async def get_trial(
-    study: Visible, core: CoreOf, request: Request, number: TrialNumber
-) -> Response:
+async def get_trial(study: Visible, request: Request, number: TrialNumber) -> Response:
     """One trial."""
+    core = core_of(request)
 
     async def trial() -> dict[str, Any]:
         of = await core.recent.of(("trials of", study.name), lambda c: read_study(c, study.name))

@@ -8,8 +8,6 @@ from dataclasses import replace
 
 import numpy as np
 from optuna.trial import FrozenTrial
-from scipy.interpolate import griddata
-from scipy.spatial import QhullError
 
 from ucd_ray.drawing.chart import (
     Axis,
@@ -204,6 +202,9 @@ def _surface(
     x: Param, y: Param, trials: Sequence[FrozenTrial], values: Sequence[float]
 ) -> tuple[Surface, ...]:
     """The interpolated values between trials; none where they span no area."""
+    from scipy.interpolate import griddata  # 30 MB that only this chart needs
+    from scipy.spatial import QhullError
+
     if x.choices or y.choices:
         return ()
     places = np.array([[along(p.axis, p.place(t)) for p in (x, y)] for t in trials])
