@@ -26,9 +26,13 @@ class Process:
         command = [sys.executable, "-m", "tests.steps", str(folder), *(["hang"] if hang else [])]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
+    def is_ready(self) -> bool:
+        """Whether the process waits for `go`."""
+        return (self.folder / "ready").exists() or self._ended()
+
     def go(self) -> None:
         """Lets the run begin, once the process is ready."""
-        wait_until(lambda: (self.folder / "ready").exists() or self._ended())
+        wait_until(self.is_ready)
         (self.folder / "go").touch()
 
     def reports(self) -> list[Report]:

@@ -57,7 +57,12 @@ def run(job: Job) -> list[Report]:
 def test_two_processes_that_start_a_step_at_once_train_it_once(
     make_job: MakeJob, start: Start
 ) -> None:
-    processes = [start(make_job(number, until=1, **SHORT)) for number in range(2)]
+    some = {
+        **SHORT,
+        "optim.iterations_base": 30,
+    }  # so that the first still trains when the second begins
+    processes = [start(make_job(number, until=1, **some)) for number in range(2)]
+    wait_until(lambda: all(process.is_ready() for process in processes))
     for process in processes:
         process.go()
     both = [process.end() for process in processes]

@@ -468,7 +468,8 @@ def pair(tmp_path: Path, floor: Floor) -> Pair:
     return searcher, BookScheduler(searcher)
 
 
-def tell(pair: Pair, name: str, report: dict[str, Any], place: int = 0) -> None:
+def tell(pair: Pair, name: str, report: dict[str, Any], place: int | None = None) -> None:
+    place = pair[1].heard.get(name, 0) if place is None else place  # the next, as on a board
     answer = pair[1].on_trial_result(None, tune_trial(name), pack(report, place))
     assert answer == TrialScheduler.CONTINUE, "a trial ends itself: Tune never kills it"
 
@@ -543,6 +544,17 @@ def test_a_report_through_tune_reaches_the_trial_it_belongs_to(pair: Pair, floor
     assert floor.answers == [("1", 4, False), ("1", 5, False)]
 
 
+def test_what_a_restarted_handle_says_again_is_not_heard_twice(pair: Pair, floor: Floor) -> None:
+    searcher, _ = pair
+    heard: list[str] = []
+    searcher.book.on_event = lambda kind, number, report: heard.append(kind)
+    searcher.suggest("a")
+    for place in (0, 1, 0, 1, 2):  # its node was lost after the second report
+        tell(pair, "a", epoch(place + 1, 25.0 + place), place)
+    assert heard.count("epoch") == 3
+    assert [place for _, place, _ in floor.answers] == [0, 1, 2]
+
+
 def test_results_that_are_not_ours_are_let_pass(pair: Pair, floor: Floor) -> None:
     _, scheduler = pair
     assert scheduler.on_trial_result(None, tune_trial("?"), {"x": 1}) == TrialScheduler.CONTINUE
@@ -558,7 +570,7 @@ def test_the_pruners_verdict_is_the_answer_to_the_report(pair: Pair, floor: Floo
         stopped = floor.answers[-1][2]
         tell(pair, name, {"kind": "stopped"} if stopped else {"kind": "done", "value": value})
         searcher.on_trial_complete(name)
-    assert [stop for _, place, stop in floor.answers if place] == [False] * 7 + [True]
+    assert [stop for _, place, stop in floor.answers if place < 3] == [False] * 7 + [True]
     states = [t.state for t in searcher.book.study.get_trials()]
     assert states == [TrialState.COMPLETE] * 3 + [TrialState.PRUNED]
 

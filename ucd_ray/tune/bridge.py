@@ -330,6 +330,7 @@ class BookScheduler(NotSaved, FIFOScheduler):
     def __init__(self, searcher: BookSearcher) -> None:
         super().__init__()
         self.searcher = searcher
+        self.heard: dict[str, int] = {}  # reports of a trial by Tune's id
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
         """The newest trial, so that a process that has become free goes to the one without any.
@@ -342,13 +343,20 @@ class BookScheduler(NotSaved, FIFOScheduler):
         return super().choose_trial_to_run(tune_controller)  # one whose process was lost is paused
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """One report of one trial.  The trial ends itself when it is told to stop."""
+        """One report of one trial.  The trial ends itself when it is told to stop.
+
+        The process that passes reports on begins anew with the first if its node was lost.
+        """
         number = self.searcher.number_of.get(trial.trial_id)
         report = unpack(result)
-        if number is not None and report is not None:
+        if number is None or report is None:
+            return TrialScheduler.CONTINUE
+        place = result["place"]
+        if place >= self.heard.get(trial.trial_id, 0):
             with self.searcher.dispatcher.fatal_errors():
                 stop = self.searcher.book.report(number, report)
-            self.searcher.dispatcher.answer(str(number), result["place"], stop=stop)
+            self.searcher.dispatcher.answer(str(number), place, stop=stop)
+            self.heard[trial.trial_id] = place + 1
         return TrialScheduler.CONTINUE
 
 
