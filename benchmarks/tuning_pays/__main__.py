@@ -6,8 +6,8 @@ A study of mib+ucd is scored on the hold-out.  Then every row of the table is tr
 images and scored on val, over seeds that the study did not use.  Writes SCENARIO.json with all that was
 measured, and from it alone SCENARIO.md and its pictures; SCENARIO.remarks.md, written by hand, is shown
 apart.  The same command goes on where it was killed: finished trials are in the study, finished runs in
-the step cache of UCD_RAY_HOME.  `--quick` runs less of everything; `--report` trains nothing and
-writes the page of what was measured.
+SCENARIO.json, so rows can be added on another machine too.  `--quick` runs less of everything;
+`--report` trains nothing and writes the page of what was measured.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ def main() -> None:
         arguments.out.mkdir(parents=True, exist_ok=True)
         plan = QUICK if arguments.quick else FULL
         trials, seeds = arguments.trials or plan.trials, arguments.seeds or plan.seeds
+        path = arguments.out / f"{name}.json"
         for record in measure(
             arguments.scenario,
             replace(plan, trials=trials, seeds=seeds),
@@ -41,8 +42,9 @@ def main() -> None:
                 "data.source": str(arguments.data.absolute()),
                 "model.weights": str(arguments.weights.absolute()),
             },
+            json.loads(path.read_text()) if path.exists() else None,
         ):
-            (arguments.out / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+            path.write_text(json.dumps(record, indent=1) + "\n")
             write_page(arguments.out, name, arguments.beside)
     write_page(arguments.out, name, arguments.beside)
 

@@ -34,31 +34,54 @@ FULL = Plan(16, 3, {})
 QUICK = Plan(4, 2, {"optim.iterations_base": 60, "optim.iterations_new": 30}, quick=True)
 
 
-def measure(scenario: str, plan: Plan, given: dict[str, Any]) -> Iterator[Record]:
-    """The record after the study and after every run."""
-    from ucd_ray import load_search_space, run_study
+def measure(
+    scenario: str, plan: Plan, given: dict[str, Any], before: Record | None = None
+) -> Iterator[Record]:
+    """The record after the study and after every run.
+
+    before: one that is not finished, of the same plan, perhaps from another machine: it is continued
+    """
+    from ucd_ray import load_search_space
+
+    record = before if before and continues(before, plan) else after_study(scenario, plan, given)
+    yield record
+    space, done = load_search_space(scenario), {(run["row"], run["seed"]) for run in record["runs"]}
+    for seed in range(1, plan.seeds + 1):
+        for row in [row for row in ROWS if (row, seed) not in done]:
+            values = row_values(row, space, record["study"], plan)
+            console.print(f"{row}, seed {seed}", highlight=False)
+            record["runs"].append(run_row(row, {**values, **given, "seed": seed}))
+            yield record
+
+
+def continues(before: Record, plan: Plan) -> bool:
+    """Whether a record is one of this plan, so that its study and its runs count."""
+    study = before["study"]
+    asked = {"quick": plan.quick, "seeds": plan.seeds, "rows": [*ROWS]}
+    asked_study = {"pruner": PRUNER, "holdout": HOLDOUT}
+    return (
+        asked.items() <= before.items()
+        and asked_study.items() <= study.items()
+        and len(study["trials"]) == plan.trials
+    )
+
+
+def after_study(scenario: str, plan: Plan, given: dict[str, Any]) -> Record:
+    """Runs the study.  Returns a record without rows."""
+    from ucd_ray import run_study
 
     spec = study_spec(scenario, plan, given)
     run_study(spec, console=console)
-    study = study_record(spec)
-    record: Record = {
+    return {
         "scenario": scenario,
         "quick": plan.quick,
         "steps": len(spec.base_recipe().steps.steps),
         "seeds": plan.seeds,
-        "rows": ROWS,
+        "rows": [*ROWS],
         "machine": machine(),
-        "study": study,
+        "study": study_record(spec),
         "runs": [],
     }
-    yield record
-    space = load_search_space(scenario)
-    for seed in range(1, plan.seeds + 1):
-        for row in ROWS:
-            values = row_values(row, space, study, plan)
-            console.print(f"{row}, seed {seed}", highlight=False)
-            record["runs"].append(run_row(row, {**values, **given, "seed": seed}))
-            yield record
 
 
 def study_spec(scenario: str, plan: Plan, given: dict[str, Any]) -> Any:
@@ -97,6 +120,7 @@ def study_record(spec: Any) -> dict[str, Any]:
         "name": spec.name,
         "objective": spec.objective,
         "pruner": spec.pruner,
+        "holdout": HOLDOUT,
         "sampler": spec.sampler,
         "seed": recipe.seed,
         "iterations": [recipe.optim.iterations_base, recipe.optim.iterations_new],

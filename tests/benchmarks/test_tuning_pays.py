@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.tuning_pays import experiment
 from benchmarks.tuning_pays.charts import draw
 from benchmarks.tuning_pays.experiment import (
     FULL,
+    HOLDOUT,
+    PRUNER,
     QUICK,
+    ROWS,
     Plan,
+    continues,
+    measure,
     row_values,
     study_spec,
 )
@@ -201,9 +208,31 @@ def test_the_study_searches_the_space_and_batch_norm_and_starts_published() -> N
     space = load_search_space("msrc-16-5")
     assert set(spec.search) == {*space.search, "model.norm"}
     assert spec.first == {**space.first, "model.norm": "batch"}
-    assert (spec.trials, spec.pruner) == (16, "median")
+    assert (spec.trials, spec.pruner) == (16, PRUNER)
+    assert spec.recipe["data.holdout"] == HOLDOUT
     assert spec.base_recipe().eval.select_on == "holdout"
     assert spec.base_recipe().seed not in range(1, FULL.seeds + 1)
+
+
+def test_an_unfinished_record_of_the_same_plan_is_continued(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan = Plan(trials=3, seeds=2, recipe={})
+    before = record([run(TUNED, 1, 41.0), run("mib", 2, 40.0)], seeds=2, rows=[*ROWS])
+    before["study"] |= {"pruner": PRUNER, "holdout": HOLDOUT, "best": {"params": {}}}
+    ran: list[tuple[str, int]] = []
+
+    def train(row: str, values: dict[str, Any]) -> dict[str, Any]:
+        ran.append((row, values["seed"]))
+        return run(row, values["seed"], 42.0)
+
+    monkeypatch.setattr(experiment, "run_row", train)
+    records = [len(r["runs"]) for r in measure("msrc-16-5", plan, GIVEN, before)]
+    assert records == list(range(2, 2 * len(ROWS) + 1))
+    assert (TUNED, 1) not in ran and ("mib", 2) not in ran and ("joint", 2) in ran
+    assert not continues(before, replace(plan, trials=4))
+    assert not continues({**before, "seeds": 3}, plan)
+    assert not continues({**before, "study": {**before["study"], "pruner": "none"}}, plan)
 
 
 @pytest.mark.parametrize("plan", [FULL, QUICK])
