@@ -11,6 +11,7 @@ from ucd_ray.tune.parameter import Choice, Parameter, Value
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,60}$")]
 Text = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f]{1,200}$")]
+Id = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]{1,20}$")]
 Labels = Annotated[dict[Name, Text], Field(max_length=32)]
 Priority = Annotated[int, Field(ge=-100, le=100)]
 Count = Annotated[int, Field(gt=0, le=1_000_000)]
@@ -51,6 +52,8 @@ class NewStudy(Config):
     """Text by name, to find studies by."""
     shared: bool = False
     """Whether every user of the service may read it."""
+    warm_start: Annotated[tuple[Id, ...], Field(max_length=20)] = ()
+    """Ids of studies of the same question: the sampler is given their finished trials that fit."""
 
 
 class SpaceRevision(Config):

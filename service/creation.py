@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from typing import Any
 
 import sqlalchemy as sa
 
+from ucd_ray.errors import UcdRayError
 from ucd_ray.service.auth import Viewer
 from ucd_ray.service.bodies import Copy, NewStudy
 from ucd_ray.service.core import Core
 from ucd_ray.service.once import Answer, Once
 from ucd_ray.service.problems import Problem
+from ucd_ray.service.registered import Finding
 from ucd_ray.service.rows import insert_study, new_id
-from ucd_ray.service.specs import Built, differing, from_scenario, from_spec
+from ucd_ray.service.specs import (
+    Built,
+    differing,
+    from_scenario,
+    from_spec,
+    refuse,
+)
 from ucd_ray.service.states import DELETED
-from ucd_ray.service.studies import StudyRow, read_row, row_of
+from ucd_ray.service.studies import StudyRow, find_study, read_row, row_of
 from ucd_ray.service.tables import study_table
 from ucd_ray.service.views import PlanView, study_view
+from ucd_ray.tune import tables as library
 from ucd_ray.tune.database import Database
 from ucd_ray.tune.places import Places, places
 from ucd_ray.tune.plan import study_plan
+from ucd_ray.tune.spec import StudySpec
+from ucd_ray.tune.warm_start import check_sources
 
 _one_plan = threading.Lock()  # a plan builds networks and may prepare images
 
@@ -36,13 +48,33 @@ def built(asked: NewStudy, core: Core, study_id: str) -> Built:
     return from_spec(asked.spec, core.settings, study_id)
 
 
-def plan(asked: NewStudy, core: Core) -> PlanView:
+def sources_of(asked: NewStudy, viewer: Viewer, core: Core, spec: StudySpec) -> list[str]:
+    """Names in the library of the studies to learn from.  Raises Problem (422)."""
+    found, wrong = [], []
+    for place, study_id in enumerate(asked.warm_start):
+        row = find_study(core.database, study_id)
+        told = f"there is no study '{study_id}'"
+        if row is not None and row.visible_to(viewer) and row.state != DELETED:
+            try:
+                check_sources(core.database, spec, [row.name])
+            except UcdRayError as error:
+                told = str(error)
+            else:
+                found.append(row.name)
+                continue
+        wrong.append(Finding(f"/warm_start/{place}", "INVALID", told))
+    refuse(wrong)
+    return found
+
+
+def plan(asked: NewStudy, viewer: Viewer, core: Core) -> PlanView:
     """What a study would do and cost.  Nothing is written.  Raises Problem, UcdRayError."""
     spec = built(asked, core, new_id()).spec
+    sources = sources_of(asked, viewer, core, spec)
     here = places()
     where = Places(here.home, core.settings.database, here.storage)
     with _one_plan:
-        found = study_plan(spec, address=core.settings.ray_dashboard, where=where)
+        found = study_plan(spec, sources=sources, address=core.settings.ray_dashboard, where=where)
         hours = found.whole * found.gang_hours
         gang = found.gang
         return PlanView(
@@ -53,6 +85,7 @@ def plan(asked: NewStudy, core: Core) -> PlanView:
             unit=found.unit,
             hours=(hours.low, hours.high),
             searched=sorted(spec.search),
+            warm_start=[str(warm) for warm in found.warm],
         )
 
 
@@ -73,14 +106,17 @@ def create(asked: NewStudy, viewer: Viewer, core: Core, key: str | None) -> Answ
 def _create(asked: NewStudy, viewer: Viewer, core: Core, once: Once | None) -> Answer:
     study_id = new_id()
     found = built(asked, core, study_id)
+    sources = sources_of(asked, viewer, core, found.spec)
 
     def work(connection: sa.Connection) -> Answer | None:
         status = 201
         row = read_row(connection, study_id)  # a repetition, after an answer that was lost
-        if row is None and insert_study(connection, study_id, viewer.owner, found, asked):
+        if row is None and insert_study(
+            connection, study_id, viewer.owner, found, asked, sources=sources
+        ):
             row = read_row(connection, study_id)
         if row is None:
-            row, status = _same(connection, viewer.owner, asked, found), 200
+            row, status = _same(connection, viewer.owner, asked, found, sources), 200
         if row is None:
             return None
         answer = Answer(status, view(core, row))
@@ -90,7 +126,7 @@ def _create(asked: NewStudy, viewer: Viewer, core: Core, once: Once | None) -> A
 
     answer = core.database.write(work)
     if answer is None:
-        raise _taken(core.database, viewer.owner, asked, found)
+        raise _taken(core.database, viewer.owner, asked, found, sources)
     return answer
 
 
@@ -99,21 +135,37 @@ def _of_external_id(connection: sa.Connection, owner: str, external_id: str | No
     return row_of(connection.execute(sa.select(study_table).where(where)).one())
 
 
-def _same(connection: sa.Connection, owner: str, asked: NewStudy, found: Built) -> StudyRow | None:
-    """The study with the same external id, if it has the same spec and is not deleted."""
+def _same(
+    connection: sa.Connection, owner: str, asked: NewStudy, found: Built, sources: list[str]
+) -> StudyRow | None:
+    """The study with the same external id, if it asks for the same and is not deleted."""
     row = _of_external_id(connection, owner, asked.external_id)
-    return None if row.state == DELETED or differing(row.spec, found.shown) else row
+    if row.state == DELETED or _differing(connection, row, found, sources):
+        return None
+    return row
 
 
-def _taken(database: Database, owner: str, asked: NewStudy, found: Built) -> Problem:
+def _differing(
+    connection: sa.Connection, row: StudyRow, found: Built, sources: list[str]
+) -> list[str]:
+    """Pointers to what a study does not have as it is asked for."""
+    paths = [f"/spec{path}" for path in differing(row.spec, found.shown)]
+    query = sa.select(library.study_table.c.about).where(library.study_table.c.name == row.name)
+    about = json.loads(connection.execute(query).scalar() or "{}")
+    return paths + ["/warm_start"] * ((about.get("sources") or []) != sources)
+
+
+def _taken(
+    database: Database, owner: str, asked: NewStudy, found: Built, sources: list[str]
+) -> Problem:
     row = database.read(lambda c: _of_external_id(c, owner, asked.external_id))
     if row.state == DELETED:
         told = f"external_id '{asked.external_id}' is that of study '{row.id}', which is deleted"
         return Problem(409, "DELETED", f"{told}; undelete it, or choose another")
-    paths = differing(row.spec, found.shown)
+    paths = database.read(lambda c: _differing(c, row, found, sources))
     told = f"external_id '{asked.external_id}' is that of study '{row.id}', with another spec"
     errors = [
-        {"pointer": f"/spec{path}", "code": "DIFFERS", "detail": "differs from the stored spec"}
+        {"pointer": path, "code": "DIFFERS", "detail": "differs from the stored spec"}
         for path in paths
     ]
     return Problem(409, "EXTERNAL_ID_TAKEN", f"{told}; differing: {', '.join(paths)}", errors)

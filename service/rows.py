@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -39,9 +39,18 @@ def insert_new(connection: sa.Connection, table: sa.Table, row: dict[str, Any]) 
 
 
 def insert_study(
-    connection: sa.Connection, study_id: str, owner: str, built: Built, asked: NewStudy
+    connection: sa.Connection,
+    study_id: str,
+    owner: str,
+    built: Built,
+    asked: NewStudy,
+    *,
+    sources: Sequence[str] = (),
 ) -> bool:
-    """Inserts a study, for the library as well.  Returns False if its external id is taken."""
+    """Inserts a study, for the library as well.  Returns False if its external id is taken.
+
+    sources: names in the library of the studies that it learns from
+    """
     now, spec = time.time(), built.spec
     row = {
         "id": study_id,
@@ -67,7 +76,7 @@ def insert_study(
     }
     if not insert_new(connection, study_table, row):
         return False
-    about = json.dumps(facts(spec, spec.base_recipe()))
+    about = json.dumps(facts(spec, spec.base_recipe(), sources=sources))
     stored = {"name": spec.name, "spec": spec.model_dump_json(), "created": now, "about": about}
     connection.execute(library.study_table.insert(), stored)
     return True

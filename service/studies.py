@@ -88,7 +88,8 @@ def find_study(database: Database, study_id: str) -> StudyRow | None:
     return database.read(lambda connection: read_row(connection, study_id))
 
 
-async def _visible(core: Core, study_id: str, viewer: Viewer) -> StudyRow:
+async def find_visible(core: Core, study_id: str, viewer: Viewer) -> StudyRow:
+    """The study with an id.  Raises Problem (404) if there is none that they may see."""
     row = await core.recent.of(("study", study_id), lambda c: read_row(c, study_id))
     if row is None or not row.visible_to(viewer):
         raise Problem(404, "NO_STUDY", f"there is no study '{study_id}'")
@@ -97,13 +98,13 @@ async def _visible(core: Core, study_id: str, viewer: Viewer) -> StudyRow:
 
 async def visible_study(study_id: StudyId, request: Request, credentials: Credentials) -> StudyRow:
     """The study of a route that reads.  Raises Problem (404) if there is none that they may see."""
-    return await _visible(core_of(request), study_id, await reader(request, credentials))
+    return await find_visible(core_of(request), study_id, await reader(request, credentials))
 
 
 async def own_study(study_id: StudyId, request: Request, credentials: Credentials) -> StudyRow:
     """The study of a route that changes it.  Raises Problem (404, or 403 if it is only shared)."""
     viewer = await writer(request, credentials)
-    row = await _visible(core_of(request), study_id, viewer)
+    row = await find_visible(core_of(request), study_id, viewer)
     if not row.owned_by(viewer):
         raise Problem(403, "NOT_YOURS", f"study '{study_id}' belongs to another owner")
     return row

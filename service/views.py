@@ -79,6 +79,8 @@ class PlanView(BaseModel):
     """Of that unit: at least and at most, if nothing is stopped early."""
     searched: list[str]
     """Keys that vary."""
+    warm_start: list[str]
+    """What becomes of the trials of each study to learn from, in words."""
 
 
 def study_view(row: StudyRow, dashboard: str | None = None, *, full: bool = True) -> StudyView:

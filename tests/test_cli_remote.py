@@ -16,10 +16,12 @@ import sqlalchemy as sa
 from fastapi import FastAPI
 
 from tests.service.live import serving
-from tests.service.rows import app_with_study
+from tests.service.rows import add_row, app_with_study
+from tests.tune.charts.studies import fill
 from ucd_ray import cli
 from ucd_ray.client import Client
 from ucd_ray.service import creation
+from ucd_ray.service.auth import Viewer
 from ucd_ray.service.bodies import NewStudy
 from ucd_ray.service.core import Core
 from ucd_ray.service.tables import study_table
@@ -34,6 +36,8 @@ TUNE = ("tune", "--scenario", "shapes-8-4", "--data", "generated", "--trials", "
 @pytest.fixture(scope="module")
 def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastAPI]:
     app = app_with_study(tmp_path_factory.mktemp("remote"), 12)
+    fill(app.state.core.database, 12, name="other", seed=1)
+    add_row(app.state.core.database, "abd", name="other", title="other")
     tell(app.state.core.database, "study", "driven by somebody")
     tell(app.state.core.database, "study", "trial 0 complete", number=0, kind="finished")
     yield app
@@ -159,18 +163,32 @@ def test_a_dry_run_shows_the_plan_and_starts_nothing(
     before = app.state.core.database.read(lambda c: c.execute(count).scalar_one())
     asked = []
 
-    def plan(body: NewStudy, core: Core) -> PlanView:
+    def plan(body: NewStudy, viewer: Viewer, core: Core) -> PlanView:
         asked.append(body.spec)
         gang = {"workers": 2, "cpus": 1, "gpus": 0}
         fields = {"trials": 2, "replicates": 1, "base_steps": 1, "unit": "CPU", "hours": (0.1, 0.2)}
-        return PlanView.model_validate({**fields, "gang": gang, "searched": ["kd.weight"]})
+        found = {
+            "gang": gang,
+            "searched": ["kd.weight"],
+            "warm_start": [f"takes {body.warm_start}"],
+        }
+        return PlanView.model_validate({**fields, **found})
 
     monkeypatch.setattr(creation, "plan", plan)
-    code, out, errors = run(*TUNE, "--dry-run", "--workers", "2")
+    source = ("--from", "study")
+    code, out, errors = run(*TUNE, "--dry-run", "--workers", "2", *source)
     assert code == 0, errors
+    assert "takes ('abc',)" in out
     assert asked[0] is not None and asked[0]["workers"] == 2
     assert "2 x 1 CPUs" in out and "hours" in out and "kd.weight" in out
     assert app.state.core.database.read(lambda c: c.execute(count).scalar_one()) == before
+
+
+def test_a_study_learns_from_others_of_the_same_question_only(run: Run, url: str) -> None:
+    with Client(url) as client:
+        client.create({"tune": {"scenario": "shapes-8-2", "name": "source"}})
+    code, _, errors = run(*TUNE, "--from", "source")
+    assert code == 2 and "its scenario is shapes-8-2" in errors and "same question" in errors
 
 
 def test_a_data_set_is_a_registered_name(run: Run) -> None:
@@ -259,9 +277,11 @@ def test_results_go_to_a_file_and_published_rows_need_no_study(run: Run, tmp_pat
     [
         (("study", "list"), "abc"),
         (("study", "show", "abc"), "RUNNING"),
+        (("study", "compare", "abc", "other"), "cannot be told apart"),
         (("study", "show", "study", "--format", "json"), '"id": "abc"'),
         (("study", "logs", "abc"), "driven by somebody"),
         (("study", "logs", "abc", "--trial", "0", "--last", "1"), "trial 0 complete"),
+        (("study", "compare", "abc", "other", "--format", "json"), '"verdict"'),
         (("study", "best", "abc"), "kd.weight"),
         (("study", "best", "abc", "--format", "json"), '"recipe"'),
         (("study", "enqueue", "abc", "--set", "kd.weight=7"), "trial"),
@@ -299,7 +319,6 @@ def test_a_study_is_copied_paused_resumed_stopped_and_deleted(run: Run, url: str
         ("serve",),
         ("token", "list"),
         ("study", "run", "abc"),
-        ("study", "compare", "abc", "abd"),
     ],
     ids=lambda value: "-".join(value[:2]),
 )
@@ -312,7 +331,6 @@ def test_what_only_works_here_is_refused(arguments: tuple[str, ...], run: Run) -
     ("arguments", "option"),
     [
         ((*TUNE, "--tensorboard", "x"), "--tensorboard"),
-        ((*TUNE, "--from", "x"), "--from"),
         (("results", "abc", "--picture", "x.png"), "--picture"),
         (("results", "abc", "--plots", "x", "--finetune"), "--finetune"),
         (("study", "pause", "abc", "--wait", "3"), "--wait"),

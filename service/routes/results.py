@@ -13,16 +13,19 @@ from fastapi.responses import StreamingResponse
 
 from ucd_ray.drawing.chart import Chart
 from ucd_ray.errors import StudyError
-from ucd_ray.service.answering import answered, version_of
+from ucd_ray.service.answering import answered, check_started, version_of
+from ucd_ray.service.auth import Reader
+from ucd_ray.service.comparison_views import ComparisonView
 from ucd_ray.service.core import Core, CoreOf
 from ucd_ray.service.freshness import Answer, headers, tag_of, unchanged
 from ucd_ray.service.negotiation import CHARTS, RECIPES, TABLES, media_types, wanted
-from ucd_ray.service.problems import Problem, tagged
+from ucd_ray.service.problems import Problem, responses, tagged
 from ucd_ray.service.registered import with_names
 from ucd_ray.service.spool import Fill, Spool
-from ucd_ray.service.studies import StudyRow, Visible
+from ucd_ray.service.studies import StudyRow, Visible, find_visible
 from ucd_ray.tune.best import measured_trial
 from ucd_ray.tune.charts import NotDrawn, Source, chart_of
+from ucd_ray.tune.comparison import compare_studies
 from ucd_ray.tune.formats import write
 from ucd_ray.tune.results import open_view
 from ucd_ray.tune.selection import select
@@ -136,6 +139,27 @@ async def get_best(
     media, form = wanted(request, RECIPES, format)
     version = await version_of(core, study)
     return await answered(core, request, version, media, partial(_recipe, core, study, trial, form))
+
+
+@router.get("/comparison", response_model=ComparisonView, responses=responses(409))
+async def get_comparison(
+    study: Visible,
+    core: CoreOf,
+    viewer: Reader,
+    other: Annotated[str, Query(pattern="^[a-z0-9]{1,20}$", description="Id of another study.")],
+) -> dict[str, Any]:
+    """Compare the best trials of two studies: how far apart, how sure, and what else differs."""
+    second = await find_visible(core, other, viewer)
+
+    def compared() -> dict[str, Any]:
+        for each in (study, second):
+            check_started(core, each)
+        try:
+            return compare_studies(core.database, study.name, second.name).content()
+        except StudyError as error:
+            raise Problem(409, "NOT_COMPARABLE", str(error)) from None
+
+    return await run_in_threadpool(compared)
 
 
 def _recipe(core: Core, study: StudyRow, trial: int | None, form: str, sink: BinaryIO) -> None:

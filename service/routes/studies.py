@@ -36,7 +36,7 @@ def create_study(
 ) -> Response:
     """Start a study.  With an `Idempotency-Key` it may be sent again."""
     if validate_only:
-        return JSONResponse(creation.plan(body, core).model_dump(mode="json"))
+        return JSONResponse(creation.plan(body, viewer, core).model_dump(mode="json"))
     return _created(creation.create(body, viewer, core, key))
 
 

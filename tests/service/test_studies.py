@@ -16,11 +16,13 @@ from ucd_ray.service import once
 from ucd_ray.service.app import create_app
 from ucd_ray.service.settings import Settings
 from ucd_ray.service.tables import request_table, study_table
-from ucd_ray.tune.study import stored_spec
+from ucd_ray.tune.study import stored_sources, stored_spec
 
 Clients = Callable[..., TestClient]
 STUDIES = "/v1/studies"
 SHAPES: dict[str, Any] = {"tune": {"scenario": "shapes-8-4", "settings": {"trials": 3}}}
+
+SHAPES_8_2: dict[str, Any] = {"tune": {"scenario": "shapes-8-2"}}
 
 
 @pytest.fixture
@@ -121,6 +123,40 @@ def test_an_external_id_with_another_spec_names_what_differs(ann: TestClient) ->
     answer = ann.post(STUDIES, json={**other, "external_id": "x"})
     assert answer.status_code == 409
     assert [e["pointer"] for e in answer.json()["errors"]] == ["/spec/seed", "/spec/trials"]
+
+
+def test_a_study_is_started_with_the_trials_of_others(
+    ann: TestClient, as_owner: Clients, app: FastAPI
+) -> None:
+    first = start(ann)
+    asked = {"external_id": "night-2", "warm_start": [first["id"]]}
+    second = start(ann, **asked)
+    about = app.state.core.database.about(second["study"])
+    assert about["sources"] == [first["study"]]
+    assert stored_sources(app.state.core.database, second["study"]) == [first["study"]]
+    assert ann.post(STUDIES, json={**SHAPES, **asked}).status_code == 200
+    other = ann.post(STUDIES, json={**SHAPES, "external_id": "night-2"}).json()
+    assert [error["pointer"] for error in other["errors"]] == ["/warm_start"]
+    before = rows(app)
+    for client, sent in (
+        (as_owner("bob"), {"warm_start": [first["id"]]}),
+        (ann, {"warm_start": [first["id"], "nobody"], **SHAPES_8_2}),
+    ):
+        answer = client.post(STUDIES, json={**SHAPES, **sent})
+        assert answer.status_code == 422
+    told = {error["pointer"]: error["detail"] for error in answer.json()["errors"]}
+    assert "only trials of the same question" in told["/warm_start/0"]
+    assert told["/warm_start/1"] == "there is no study 'nobody'"
+    assert rows(app) == before
+
+
+def test_studies_are_compared_if_they_have_something_to_compare(ann: TestClient) -> None:
+    one, other = start(ann)["id"], start(ann)["id"]
+    answer = ann.get(f"{STUDIES}/{one}/comparison", params={"other": other})
+    assert (answer.status_code, answer.json()["code"]) == (409, "NOT_COMPARABLE")
+    assert "has no complete trial" in answer.json()["detail"]
+    answer = ann.get(f"{STUDIES}/{one}/comparison", params={"other": "nobody"})
+    assert answer.status_code == 404
 
 
 def test_every_wrong_field_is_named_at_once(ann: TestClient, app: FastAPI) -> None:

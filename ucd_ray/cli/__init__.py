@@ -247,8 +247,8 @@ def tune(
     if server() is not None:
         from ucd_ray.cli.remote import tune as remote
 
-        refuse(tune, {"sources": sources, "tensorboard": tensorboard, "address": address})
-        return remote.tune(spec, dry_run=dry_run, output=output)
+        refuse(tune, {"tensorboard": tensorboard, "address": address})
+        return remote.tune(spec, sources=sources or [], dry_run=dry_run, output=output)
     spec, sources = with_edits(spec), sources or []
     if dry_run:
         from ucd_ray.tune.plan import plan_view, study_plan

@@ -122,7 +122,7 @@ def study_show(
 
 
 @study_app.command("compare")
-@here_only
+@over_http("studies:study_compare")
 def study_compare(
     first: Annotated[str, typer.Argument(help="Name of a study.")],
     second: Annotated[str, typer.Argument(help="Name of another one.")],

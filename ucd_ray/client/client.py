@@ -244,6 +244,12 @@ class Client:
         query = {"trial": trial, "format": form}
         return self.http.send("GET", f"{path_of(study)}/best", params=query).text
 
+    def comparison(self, study: str, other: str) -> dict[str, Any]:
+        """Whether the best trials of two studies differ, as GET .../comparison tells it."""
+        path, query = f"{path_of(study)}/comparison", {"other": other}
+        found: dict[str, Any] = self.http.send("GET", path, params=query).json()
+        return found
+
     def plot(self, study: str, kind: str, *, form: str, objective: str | None = None) -> bytes:
         """A chart.  form: json (of plotly.js), svg or png"""
         query = {"format": form, "objective": objective}

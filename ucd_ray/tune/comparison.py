@@ -6,6 +6,7 @@ and is shown: it is what the difference may come from.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -54,6 +55,7 @@ class Compared:
             "studies": [
                 {
                     **{"study": side.study, "complete": side.complete, "trial": side.best.number},
+                    **{"value": side.best.value},
                     **{"params": side.best.params, **asdict(side.best.spread)},
                     "measured": [
                         {"seed": seed, "class_order": order, "value": value}
@@ -67,6 +69,21 @@ class Compared:
             "verdict": self.verdict,
             "differing": {key: list(values) for key, values in self.differing.items()},
         }
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Compared:
+        """What has such a content."""
+        one, other = map(_side_of, content["studies"])
+        test = content["comparison"]
+        found = None if test is None else Comparison(**{**test, "counts": tuple(test["counts"])})
+        differing = {key: (mine, its) for key, (mine, its) in content["differing"].items()}
+        return cls((one, other), found, differing)
+
+
+def _side_of(content: Mapping[str, Any]) -> Side:
+    values = {(run["seed"], run["class_order"]): run["value"] for run in content["measured"]}
+    best = Standing(content["trial"], content["value"], content["params"], values)
+    return Side(content["study"], content["complete"], best)
 
 
 def compare_studies(database: Database, first: str, second: str) -> Compared:

@@ -67,7 +67,7 @@ def run_study(
 ) -> pa.Table:
     """Runs a study, or goes on with it, until it has its trials.  Returns its table of trials.
 
-    sources: other studies whose fitting trials its sampler is given
+    sources: other studies whose fitting trials its sampler is given; they are stored with the study
     address: of a Ray cluster; None: RAY_ADDRESS, else a private head on this machine
     tensorboard: directory for curves of its trials; None: no curves
     Raises UcdRayError for what a user can mend.
@@ -87,6 +87,7 @@ def run_study(
         check_local(spec.workers, cpus=spec.cpus_per_worker, gpus=spec.gpus_per_worker or 0)
     curves = Curves(tensorboard / spec.name) if tensorboard else None
     database = Database(where.database)
+    sources = sources or stored_sources(database, spec.name)
     check_sources(database, spec, sources)
     job = prepare_job(
         recipe,
@@ -100,10 +101,10 @@ def run_study(
         assert replace(job, recipe=other).plan  # raises on bad input
     jobs = replicate_jobs(job, spec)
     check_images(database, spec, sources, job.prepared.fingerprint)
-    register(database, spec, recipe, job.prepared)
+    register(database, spec, recipe, job.prepared, sources=sources)
     database.claim(spec.name)
     with _claimed(database, spec.name):
-        about = facts(spec, recipe, job.prepared)
+        about = facts(spec, recipe, job.prepared, sources=sources)
         database.save_spec(spec.name, spec.model_dump_json(), about)
         commands.settle(database, spec.name)
         warm = [warm_start(database, spec, source) for source in sources]
@@ -132,12 +133,18 @@ def _open_book(spec: StudySpec, database: Database) -> Any:
 
 
 def register(
-    database: Database, spec: StudySpec, recipe: Recipe, data: Prepared | None = None
+    database: Database,
+    spec: StudySpec,
+    recipe: Recipe,
+    data: Prepared | None = None,
+    *,
+    sources: Sequence[str] = (),
 ) -> None:
     """Stores the spec of a new study, or checks that it is the stored one.  Raises StudyError."""
     stored = database.spec(spec.name)
     if stored is None:
-        database.save_spec(spec.name, spec.model_dump_json(), facts(spec, recipe, data))
+        about = facts(spec, recipe, data, sources=sources)
+        database.save_spec(spec.name, spec.model_dump_json(), about)
         return
     edits = revisions(database, spec.name)
     content = spec.model_dump(mode="json")
@@ -176,8 +183,23 @@ def with_defaults(stored: dict[str, Any]) -> dict[str, Any]:
     return stored
 
 
-def facts(spec: StudySpec, recipe: Recipe, data: Prepared | None = None) -> dict[str, Any]:
-    """What tables say about a study; data: its data set, once that is prepared."""
+def stored_sources(database: Database, name: str) -> list[str]:
+    """The studies that a study shall learn from, as it was started; without those that are gone."""
+    found = database.about(name).get("sources") or ()
+    return [source for source in found if database.spec(source) is not None]
+
+
+def facts(
+    spec: StudySpec,
+    recipe: Recipe,
+    data: Prepared | None = None,
+    *,
+    sources: Sequence[str] = (),
+) -> dict[str, Any]:
+    """What tables say about a study.
+
+    data: its data set, once that is prepared; sources: other studies that its sampler learns from
+    """
     images = data and {"train": data.train.num_rows, "val": data.val.num_rows}
     return {
         "scenario": recipe.scenario.name,
@@ -192,6 +214,7 @@ def facts(spec: StudySpec, recipe: Recipe, data: Prepared | None = None) -> dict
         "classes": data and data.classes,  # names by class id
         "images": images,
         "fingerprint": data and data.fingerprint,
+        "sources": [*sources],
     }
 
 

@@ -87,7 +87,7 @@ def refuse(command: Callable[..., Any], options: Mapping[str, Any]) -> None:
     parameters = inspect.signature(command).parameters
     for name, value in options.items():
         if value != parameters[name].default:
-            told = f"--{name.replace('_', '-')}" if name != "sources" else "--from"
+            told = f"--{name.replace('_', '-')}"
             raise ConfigError(f"{told} works on this machine only; leave it or --server out")
 
 

@@ -104,6 +104,19 @@ def _print(line: Line) -> None:
     say(f"{shown}  {line.text}")
 
 
+def study_compare(first: str, second: str, output: str) -> None:
+    """The best trials of two studies."""
+    from ucd_ray.tune.comparison import Compared, comparison_view
+
+    one_of("format", output, ("table", "json"))
+    with connected() as service:
+        found = service.comparison(service.find(first).id, service.find(second).id)
+    if output == "json":
+        console.print_json(data=found)
+    else:
+        console.print(comparison_view(Compared.of(found)))
+
+
 def study_pause(name: str) -> None:
     """Running trials stop at their next checkpoint."""
     with connected() as service:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -20,16 +21,19 @@ if TYPE_CHECKING:
 LEFT = 130  # exit code after Ctrl-C
 
 
-def tune(spec: StudySpec, *, dry_run: bool, output: str) -> None:
+def tune(spec: StudySpec, *, sources: Sequence[str], dry_run: bool, output: str) -> None:
     """Starts the study, or finds it again, follows it to its end and shows its table.
 
+    sources: names or ids of studies that it learns from
     Raises StudyError if it fails, ConfigError, ServiceError.
     """
     # Under this id the same command finds its study again.
-    asked = {"spec": spec.model_dump(mode="json"), "external_id": spec.name}
+    asked: dict[str, Any] = {"spec": spec.model_dump(mode="json"), "external_id": spec.name}
     with connected() as service:
+        asked["warm_start"] = [service.find(source).id for source in sources]
         if dry_run:
-            console.print(plan_table(spec.name, service.plan({"spec": asked["spec"]})))
+            del asked["external_id"]
+            console.print(plan_table(spec.name, service.plan(asked)))
             return
         try:
             study = service.create(asked)
@@ -125,6 +129,7 @@ def plan_table(name: str, plan: PlanView) -> Table:
         "base steps": plan.base_steps,
         f"{plan.unit} hours": f"{low:.2g} to {high:.2g}",
         "searched": ", ".join(plan.searched),
+        **({"warm start": "; ".join(plan.warm_start)} if plan.warm_start else {}),
     }
     for what, value in rows.items():
         table.add_row(what, str(value))
