@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from ucd_ray.errors import ConfigError
 from ucd_ray.tune import worker_log
 from ucd_ray.tune.worker_log import WorkerLog
 
@@ -46,6 +47,13 @@ def test_an_error_is_sent_with_its_traceback() -> None:
     assert trace["level"] == "error"
     assert trace["text"].startswith("Traceback") and trace["text"].endswith("cannot be read")
     assert ends["text"].startswith("failed after")
+
+
+def test_a_mistake_of_the_user_has_no_traceback() -> None:
+    lines: Lines = []
+    with WorkerLog(lines.append, rank=0, node="here") as log:
+        log.ends("failed", ConfigError("kd.weight must be positive"))
+    assert lines[1]["text"] == "kd.weight must be positive"
 
 
 def test_a_worker_that_repeats_itself_is_cut_off_and_says_so(

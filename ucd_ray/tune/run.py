@@ -113,6 +113,8 @@ class _Listener:
             self.say(epoch_line(report))
         elif kind == "waiting":
             self.say(report["reason"])
+        elif kind == "worker" and report["level"] == "warning":
+            self.say(f"worker {report['rank']} on {report['node']}: {report['text']}")
         elif kind == "pass":
             self.say(pass_line(report))
         elif kind == "step":

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
+from ucd_ray.errors import UcdRayError
+
 MOST = 200  # lines of one worker about one trial
 LONGEST = 4000  # characters of one line: the end of a traceback
 WARNINGS = "py.warnings"  # the logger of Python's warnings
@@ -70,7 +72,9 @@ class WorkerLog(logging.Handler):
     def ends(self, how: str, error: BaseException | None = None) -> None:
         """The last line: how the trial ended here, after how long, and this process' peak memory."""
         if error is not None:
-            self.say("".join(traceback.format_exception(error)).strip(), "error")
+            trace = traceback.format_exception(error)
+            known = isinstance(error, UcdRayError)  # says all itself
+            self.say(str(error) if known else "".join(trace).strip(), "error")
         seconds = time.monotonic() - self._began
         self.say(f"{how} after {seconds:.1f} s; {_peak()}")
 
