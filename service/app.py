@@ -6,15 +6,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 
 from ucd_ray.service import problems
+from ucd_ray.service.auth import describe_tokens
 from ucd_ray.service.core import Core
 from ucd_ray.service.database import open_database
 from ucd_ray.service.jobs import Jobs
 from ucd_ray.service.limits import Limits
 from ucd_ray.service.metrics import Timed
-from ucd_ray.service.query import known_query
 from ucd_ray.service.reconciler import Reconciler
 from ucd_ray.service.repeated import Repeated
 from ucd_ray.service.routes import ROUTERS
@@ -51,13 +51,13 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
-        dependencies=[Depends(known_query)],
         openapi_tags=[{"name": name} for name in TAGS],
     )
     app.state.core = Core(settings, database, jobs, dashboard or settings.ray_dashboard, reconciler)
     for router in ROUTERS:
         app.include_router(router)
     problems.install(app)
+    describe_tokens(app)
     app.add_middleware(Repeated, stamp=app.state.core.recent.stamp)
     app.add_middleware(Limits, settings=settings)
     app.add_middleware(Timed, metrics=app.state.core.metrics)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import ipaddress
 import time
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import Depends, Request
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi import Depends, FastAPI, Request
 
 from ucd_ray.service.core import Core, core_of
 from ucd_ray.service.problems import Problem
@@ -16,8 +15,8 @@ from ucd_ray.service.repeated import EXPIRES
 from ucd_ray.service.tokens import SCOPES, Token, digest, find_token, has_tokens
 
 LOCAL = "local"  # the owner of everything while there is no token
-bearer = HTTPBearer(auto_error=False, description="A token of `ucd-ray token create`.")
-Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
+OPEN = {"/healthz", "/readyz"}  # paths that need no token
+SCHEME = {"type": "http", "scheme": "bearer", "description": "A token of `ucd-ray token create`."}
 
 
 @dataclass(frozen=True)
@@ -32,17 +31,19 @@ class Viewer:
         return not self.scopes.isdisjoint(SCOPES[SCOPES.index(scope) :])
 
 
-async def _viewer(request: Request, credentials: HTTPAuthorizationCredentials | None) -> Viewer:
+async def _viewer(request: Request) -> Viewer:
     """Who makes a request.  Raises Problem (401) without a valid token.
 
     While no token exists, whoever reaches the service over loopback is its user.
     """
     core = core_of(request)
-    if credentials is None and "authorization" not in request.headers:
+    given = request.headers.get("authorization")
+    if given is None:
         if _is_local(request) and not await _has_tokens(core):
             return Viewer(LOCAL, frozenset(SCOPES))
         raise _unknown("this needs a token: `Authorization: Bearer ucd_...`")
-    found = await _token(core, credentials.credentials) if credentials else None
+    scheme, _, text = given.partition(" ")
+    found = await _token(core, text.strip()) if scheme.lower() == "bearer" else None
     if found is None or found.state(time.time()) != "valid":
         raise _unknown("the token is unknown, expired or revoked")
     request.scope["state"][EXPIRES] = found.expires
@@ -78,33 +79,48 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-async def _with_scope(
-    request: Request, credentials: HTTPAuthorizationCredentials | None, scope: str
-) -> Viewer:
-    found = await _viewer(request, credentials)
+async def _with_scope(request: Request, scope: str) -> Viewer:
+    found = await _viewer(request)
     if not found.may(scope):
         raise Problem(403, "FORBIDDEN", f"this needs a token with the scope '{scope}'")
     return found
 
 
-# They call each other instead of depending on each other: every request solves all dependencies.
+# They call functions instead of depending on them: every request solves all dependencies.
 
 
-async def reader(request: Request, credentials: Credentials) -> Viewer:
+async def reader(request: Request) -> Viewer:
     """Someone who may read."""
-    return await _with_scope(request, credentials, "read")
+    return await _with_scope(request, "read")
 
 
-async def writer(request: Request, credentials: Credentials) -> Viewer:
+async def writer(request: Request) -> Viewer:
     """Someone who may start and change studies."""
-    return await _with_scope(request, credentials, "write")
+    return await _with_scope(request, "write")
 
 
-async def admin(request: Request, credentials: Credentials) -> Viewer:
+async def admin(request: Request) -> Viewer:
     """Someone who may do everything, to all studies."""
-    return await _with_scope(request, credentials, "admin")
+    return await _with_scope(request, "admin")
 
 
 Reader = Annotated[Viewer, Depends(reader)]
 Writer = Annotated[Viewer, Depends(writer)]
 Admin = Annotated[Viewer, Depends(admin)]
+
+
+def describe_tokens(app: FastAPI) -> None:
+    """Adds to the app's OpenAPI which operations need a token."""
+    plain = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        content = plain()
+        parts = content.setdefault("components", {})
+        if "securitySchemes" not in parts:
+            parts["securitySchemes"] = {"token": SCHEME}
+            for path in content["paths"].keys() - OPEN:
+                for operation in content["paths"][path].values():
+                    operation["security"] = [{"token": []}]
+        return content
+
+    app.openapi = openapi  # type: ignore[method-assign]

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
-from fastapi import Request
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
 
 from ucd_ray.errors import did_you_mean
 from ucd_ray.service.problems import Problem
 
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
-async def known_query(request: Request) -> None:
+
+class Route(APIRoute):
+    """A route that looks at the query before its dependencies are solved."""
+
+    def get_route_handler(self) -> Handler:
+        """What answers."""
+        answer = super().get_route_handler()
+
+        async def checked(request: Request) -> Response:
+            if request.scope["query_string"]:
+                check_query(request)
+            return await answer(request)
+
+        return checked
+
+
+def check_query(request: Request) -> None:
     """Raises Problem (422) for a query parameter that the OpenAPI does not list for this route."""
     given = request.query_params.keys()
-    if not given:
-        return
     paths = request.app.openapi()["paths"]
     operation = paths.get(request.scope["route"].path, {}).get(request.method.lower(), {})
     parameters = operation.get("parameters", ())

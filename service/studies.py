@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import sqlalchemy as sa
 from fastapi import Depends, Path, Request
 
-from ucd_ray.service.auth import Credentials, Viewer, reader, writer
+from ucd_ray.service.auth import Viewer, reader, writer
 from ucd_ray.service.core import Core, core_of
 from ucd_ray.service.problems import Problem
 from ucd_ray.service.tables import study_table
@@ -96,14 +96,14 @@ async def find_visible(core: Core, study_id: str, viewer: Viewer) -> StudyRow:
     return row
 
 
-async def visible_study(study_id: StudyId, request: Request, credentials: Credentials) -> StudyRow:
+async def visible_study(study_id: StudyId, request: Request) -> StudyRow:
     """The study of a route that reads.  Raises Problem (404) if there is none that they may see."""
-    return await find_visible(core_of(request), study_id, await reader(request, credentials))
+    return await find_visible(core_of(request), study_id, await reader(request))
 
 
-async def own_study(study_id: StudyId, request: Request, credentials: Credentials) -> StudyRow:
+async def own_study(study_id: StudyId, request: Request) -> StudyRow:
     """The study of a route that changes it.  Raises Problem (404, or 403 if it is only shared)."""
-    viewer = await writer(request, credentials)
+    viewer = await writer(request)
     row = await find_visible(core_of(request), study_id, viewer)
     if not row.owned_by(viewer):
         raise Problem(403, "NOT_YOURS", f"study '{study_id}' belongs to another owner")

@@ -24,6 +24,7 @@ from ucd_ray.service.catalogue_views import (
 from ucd_ray.service.core import CoreOf
 from ucd_ray.service.negotiation import TABLES, media_types, wanted
 from ucd_ray.service.problems import Problem, responses, tagged
+from ucd_ray.service.query import Route
 from ucd_ray.service.registered import GENERATED
 from ucd_ray.tune.catalogue import EXAMPLE, catalogue, method_facts, scenario_facts
 from ucd_ray.tune.formats import write
@@ -31,7 +32,7 @@ from ucd_ray.tune.published_view import published_view
 from ucd_ray.tune.schema import schema_of
 from ucd_ray.tune.selection import select
 
-router = APIRouter(prefix="/v1", tags=["catalogue"], responses=responses())
+router = APIRouter(route_class=Route, prefix="/v1", tags=["catalogue"], responses=responses())
 Name = Annotated[str, InPath(max_length=60)]
 Scenario = Annotated[str, Query(max_length=60, description="Such as voc-15-1.")]
 

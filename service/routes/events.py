@@ -16,12 +16,13 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from ucd_ray.service.core import CoreOf
 from ucd_ray.service.events import Event, Tail
 from ucd_ray.service.problems import Problem, responses
+from ucd_ray.service.query import Route
 from ucd_ray.service.routes.trials import MOST, TrialNumber, check_trial
 from ucd_ray.service.studies import Visible
 from ucd_ray.service.trial_views import Lines
 from ucd_ray.tune.events import WORKER, events
 
-router = APIRouter(prefix="/v1/studies/{study_id}", tags=["events"])
+router = APIRouter(route_class=Route, prefix="/v1/studies/{study_id}", tags=["events"])
 
 PING_S = 15  # between signs of life
 SEND_S = 30.0  # that a client may take for one event before it is cut off

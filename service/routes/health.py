@@ -8,8 +8,9 @@ from pydantic import BaseModel
 
 from ucd_ray.service.core import CoreOf
 from ucd_ray.service.problems import responses
+from ucd_ray.service.query import Route
 
-router = APIRouter(tags=["operations"])
+router = APIRouter(route_class=Route, tags=["operations"])
 
 
 class Health(BaseModel):

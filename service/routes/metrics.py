@@ -8,8 +8,9 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from ucd_ray.service.auth import Reader
 from ucd_ray.service.core import CoreOf
 from ucd_ray.service.problems import responses
+from ucd_ray.service.query import Route
 
-router = APIRouter(tags=["operations"])
+router = APIRouter(route_class=Route, tags=["operations"])
 
 
 @router.get(

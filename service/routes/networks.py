@@ -13,13 +13,16 @@ from ucd_ray.errors import StudyError
 from ucd_ray.service.answering import answered, version_of
 from ucd_ray.service.core import Core, CoreOf
 from ucd_ray.service.problems import Problem, tagged
+from ucd_ray.service.query import Route
 from ucd_ray.service.registered import with_names
 from ucd_ray.service.routes.trials import MOST, TrialNumber, check_trial
 from ucd_ray.service.studies import StudyRow, Visible
 from ucd_ray.tune.best import measured_trial
 from ucd_ray.tune.networks import study_network
 
-router = APIRouter(prefix="/v1/studies/{study_id}/trials/{number}", tags=["trials"])
+router = APIRouter(
+    route_class=Route, prefix="/v1/studies/{study_id}/trials/{number}", tags=["trials"]
+)
 MEDIA = "application/vnd.safetensors"
 one_at_a_time = threading.Lock()  # a network is held in memory while it is packed
 

@@ -20,6 +20,7 @@ from ucd_ray.service.core import Core, CoreOf
 from ucd_ray.service.freshness import Answer, headers, tag_of, unchanged
 from ucd_ray.service.negotiation import CHARTS, RECIPES, TABLES, media_types, wanted
 from ucd_ray.service.problems import Problem, responses, tagged
+from ucd_ray.service.query import Route
 from ucd_ray.service.registered import with_names
 from ucd_ray.service.spool import Fill, Spool
 from ucd_ray.service.studies import StudyRow, Visible, find_visible
@@ -30,7 +31,7 @@ from ucd_ray.tune.formats import write
 from ucd_ray.tune.results import open_view
 from ucd_ray.tune.selection import select
 
-router = APIRouter(prefix="/v1/studies/{study_id}", tags=["results"])
+router = APIRouter(route_class=Route, prefix="/v1/studies/{study_id}", tags=["results"])
 
 View = Literal["trials", "runs", "steps", "classes", "paper"]
 Kind = Literal[

@@ -14,11 +14,12 @@ from ucd_ray.service.changes import change_study, check_etag
 from ucd_ray.service.core import Core, CoreOf, core_of
 from ucd_ray.service.once import Answer
 from ucd_ray.service.problems import responses
+from ucd_ray.service.query import Route
 from ucd_ray.service.rows import update
 from ucd_ray.service.studies import Own, StudyRow, Visible
 from ucd_ray.service.views import PlanView, StudyList, StudyView, study_view
 
-router = APIRouter(prefix="/v1/studies", tags=["studies"])
+router = APIRouter(route_class=Route, prefix="/v1/studies", tags=["studies"])
 Key = Annotated[str | None, Header(alias="Idempotency-Key", pattern=r"^[\x21-\x7e]{1,255}$")]
 IfMatch = Annotated[str | None, Header(alias="If-Match", max_length=1000)]
 PLAN_OR_SAME: dict[int | str, dict[str, Any]] = {

@@ -17,6 +17,7 @@ from ucd_ray.service.filters import Condition, invalid, parse_comparisons
 from ucd_ray.service.page_tokens import place_of, token_of
 from ucd_ray.service.paging import LARGEST
 from ucd_ray.service.problems import SAME, Problem, responses
+from ucd_ray.service.query import Route
 from ucd_ray.service.studies import Own, StudyRow, Visible
 from ucd_ray.service.trial_views import Done, Steps, TrialPage, TrialView
 from ucd_ray.tune.editing import enqueue, retry
@@ -26,7 +27,10 @@ from ucd_ray.tune.trial_filter import TrialFilter
 from ucd_ray.tune.trial_page import Place, trial_page
 
 router = APIRouter(
-    prefix="/v1/studies/{study_id}/trials", tags=["trials"], responses=responses(409)
+    route_class=Route,
+    prefix="/v1/studies/{study_id}/trials",
+    tags=["trials"],
+    responses=responses(409),
 )
 
 WAIT_S = 5.0  # for a study's driver; what it has not done by then is answered with 202
