@@ -27,6 +27,7 @@ from ucd_ray.service.core import Core
 from ucd_ray.service.tables import study_table
 from ucd_ray.service.tokens import create_token
 from ucd_ray.service.views import PlanView
+from ucd_ray.tune.event_data import event_data
 from ucd_ray.tune.events import tell
 
 Run = Callable[..., tuple[int, str, str]]
@@ -39,6 +40,10 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastAPI]:
     fill(app.state.core.database, 12, name="other", seed=1)
     add_row(app.state.core.database, "abd", name="other", title="other")
     tell(app.state.core.database, "study", "driven by somebody")
+    for rank in (0, 1):
+        data = event_data("worker", "trial 0", {"rank": rank, "node": "here", "level": "info"})
+        text = f"worker {rank} begins"
+        tell(app.state.core.database, "study", text, number=0, kind="worker", data=data)
     tell(app.state.core.database, "study", "trial 0 complete", number=0, kind="finished")
     yield app
     app.state.core.close()
@@ -292,6 +297,17 @@ def test_results_go_to_a_file_and_published_rows_need_no_study(run: Run, tmp_pat
 def test_a_command_of_studies_works(arguments: tuple[str, ...], told: str, run: Run) -> None:
     code, out, errors = run(*arguments)
     assert (code, errors) == (0, "") and told in out
+
+
+def test_a_log_of_one_worker_is_the_same_here_and_over_http(
+    here: Run, run: Run, app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = ("study", "logs", "study", "--trial", "0", "--worker", "1")
+    remote = run(*wanted)
+    assert remote[1].count("\n") == 1 and "worker 1 begins" in remote[1]
+    url = f"sqlite:///{app.state.core.database.url.database}"
+    monkeypatch.setenv("UCD_RAY_DATABASE", url)
+    assert here(*wanted) == remote
 
 
 def test_a_study_is_copied_paused_resumed_stopped_and_deleted(run: Run, url: str) -> None:
