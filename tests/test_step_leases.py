@@ -127,7 +127,8 @@ def test_of_many_who_find_a_dead_lease_one_takes_it_over(
 ) -> None:
     leave_lease(make_store(), owner_of(stranger.pid))
     assert take(make_store()) is None
-    stranger.kill()  # not yet waited for: its id is still there
+    stranger.kill()
+    os.waitid(os.P_PID, stranger.pid, os.WEXITED | os.WNOWAIT)  # dead, but its id is still there
     test_of_many_takers_at_once_one_gets_the_lease(make_store, monkeypatch)
 
 
