@@ -146,8 +146,10 @@ def test_an_interrupted_study_ends_its_runs_before_its_connection(
     executor.add_gang("gang")
     (host,) = executor.hosts.values()
     executor.put("0", job)
-    assert next(executor.reports("0", executor.status))["kind"] == "start"
-    executor.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    try:
+        assert any(report["kind"] == "start" for report in executor.reports("0", executor.status))
+    finally:
+        executor.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
     assert host.thread is not None
     assert not host.thread.is_alive(), "a thread that waits for Ray crashes when Ray is left"
 
