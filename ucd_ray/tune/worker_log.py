@@ -39,7 +39,7 @@ class WorkerLog(logging.Handler):
         self._began = time.monotonic()
         logging.captureWarnings(True)
         logging.getLogger().addHandler(self)
-        self.say(f"begins, process {os.getpid()} on {self.node}")
+        self.say(f"begins in process {os.getpid()}")
         return self
 
     def __exit__(
