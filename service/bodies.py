@@ -11,7 +11,8 @@ from ucd_ray.tune.parameter import Choice, Parameter, Value
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,60}$")]
 Text = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f]{1,200}$")]
-Id = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]{1,20}$")]
+ID = r"^[a-z0-9]{1,20}$"  # of a study
+Id = Annotated[str, StringConstraints(pattern=ID)]
 Labels = Annotated[dict[Name, Text], Field(max_length=32)]
 Priority = Annotated[int, Field(ge=-100, le=100)]
 Count = Annotated[int, Field(gt=0, le=1_000_000)]

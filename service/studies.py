@@ -10,12 +10,13 @@ import sqlalchemy as sa
 from fastapi import Depends, Path, Request
 
 from ucd_ray.service.auth import Viewer, reader, writer
+from ucd_ray.service.bodies import ID
 from ucd_ray.service.core import Core, core_of
 from ucd_ray.service.problems import Problem
 from ucd_ray.service.tables import study_table
 from ucd_ray.tune.database import Database
 
-StudyId = Annotated[str, Path(description="Id of a study.", pattern="^[a-z0-9]{1,20}$")]
+StudyId = Annotated[str, Path(description="Id of a study.", pattern=ID)]
 BY_ID = sa.select(study_table).where(study_table.c.id == sa.bindparam("of"))
 
 

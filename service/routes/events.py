@@ -20,7 +20,8 @@ from ucd_ray.service.query import Route
 from ucd_ray.service.routes.trials import MOST, TrialNumber, check_trial
 from ucd_ray.service.studies import Visible
 from ucd_ray.service.trial_views import Lines
-from ucd_ray.tune.events import WORKER, events
+from ucd_ray.tune.event_data import is_by
+from ucd_ray.tune.events import events
 
 router = APIRouter(route_class=Route, prefix="/v1/studies/{study_id}", tags=["events"])
 
@@ -134,16 +135,11 @@ async def _lines(
     async for event in tail.follow(since, number):
         if not isinstance(event, Event):
             continue
-        if _is_of(event, replicate) and (worker is None or _rank(event) == worker):
+        if _is_of(event, replicate) and is_by(event.kind, event.data, worker):
             stamp = datetime.datetime.fromtimestamp(event.time, datetime.UTC)
             yield f"{stamp:%Y-%m-%dT%H:%M:%SZ}  {event.text}\n".encode()
         if event.kind == "finished" and (event.data or {}).get("state") in ENDED:
             return
-
-
-def _rank(event: Event) -> Any:
-    """Of the worker that said a line; None: no worker did."""
-    return (event.data or {}).get("rank") if event.kind == WORKER else None
 
 
 def _is_of(event: Event, replicate: int | None) -> bool:

@@ -15,6 +15,7 @@ from ucd_ray.drawing.chart import Chart
 from ucd_ray.errors import StudyError
 from ucd_ray.service.answering import answered, check_started, version_of
 from ucd_ray.service.auth import Reader
+from ucd_ray.service.bodies import ID
 from ucd_ray.service.comparison_views import ComparisonView
 from ucd_ray.service.core import Core, CoreOf
 from ucd_ray.service.freshness import Answer, headers, tag_of, unchanged
@@ -147,7 +148,7 @@ async def get_comparison(
     study: Visible,
     core: CoreOf,
     viewer: Reader,
-    other: Annotated[str, Query(pattern="^[a-z0-9]{1,20}$", description="Id of another study.")],
+    other: Annotated[str, Query(pattern=ID, description="Id of another study.")],
 ) -> dict[str, Any]:
     """Compare the best trials of two studies: how far apart, how sure, and what else differs."""
     second = await find_visible(core, other, viewer)

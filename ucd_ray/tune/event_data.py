@@ -12,6 +12,7 @@ from typing import Any
 from ucd_ray.tune.reasons import code_of
 
 OWN_STATES = {"OUT_OF_MEMORY": "INFEASIBLE", "STOPPED_BY_USER": "CANCELLED"}  # by reason code
+WORKER = "worker"  # kind of the lines that one worker said
 IMAGES = ("select", "val")
 STATES = {
     **dict.fromkeys(("started", "run", "waiting", "paused", "lost", "smaller"), "WAITING"),
@@ -30,6 +31,11 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "measured": ("value", "code", "reason"),
     "finished": ("value", "values", "broken", "code", "reason"),
 }
+
+
+def is_by(kind: str, data: Mapping[str, Any] | None, worker: int | None) -> bool:
+    """Whether a worker of that rank said a line; None: anybody may have."""
+    return worker is None or (kind == WORKER and (data or {}).get("rank") == worker)
 
 
 def event_data(kind: str, who: str, report: Mapping[str, Any]) -> dict[str, Any]:

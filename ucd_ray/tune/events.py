@@ -13,13 +13,13 @@ import sqlalchemy as sa
 
 from ucd_ray.errors import StudyError
 from ucd_ray.tune.database import Database
+from ucd_ray.tune.event_data import WORKER
 from ucd_ray.tune.tables import event_table, study_table
 
 FLUSH_S = 1.0  # between writes
 KEPT = 10_000  # lines that wait for a database that is away; older ones are lost
 CLOSE_S = 5.0  # for the last lines
 STUDY_KIND = "study"  # of lines that no event of a run caused
-WORKER = "worker"  # of lines that one worker said
 LONGEST = 20  # characters of a kind
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ucd_ray.cli.shared import say_beside
-from ucd_ray.drawing.interactive import PLOTLY_JS, page_of, plotly_js
+from ucd_ray.drawing.interactive import page_of
 from ucd_ray.errors import ConfigError, RequestRefused, StudyError
 from ucd_ray.tune.charts import CHARTS, OF_AN_OBJECTIVE, check_chart
-from ucd_ray.tune.report import save
+from ucd_ray.tune.report import make_directory, save
 
 if TYPE_CHECKING:
     from ucd_ray.client import Client, StudyView
@@ -40,11 +40,7 @@ def write_charts(
         (name, of) for name in names or CHARTS if name != HERE for of in _objectives(study, name)
     ]
     written = 0
-    try:
-        plots.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"cannot write to '{plots}': {error.strerror}") from None
-    save(plotly_js().encode(), plots / PLOTLY_JS)
+    make_directory(plots)
     for name, each in chosen:
         if objective is not None and each not in (None, objective):
             continue

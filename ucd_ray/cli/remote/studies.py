@@ -15,12 +15,12 @@ from ucd_ray.cli.remote import connected
 from ucd_ray.cli.remote.tune import stamp, why
 from ucd_ray.cli.shared import console, one_of, parse_value, read_values, say, study_settings
 from ucd_ray.errors import ConfigError, RequestRefused
+from ucd_ray.tune.event_data import is_by
 
 if TYPE_CHECKING:
     from ucd_ray.client import Done, Line, StudyView
 
 NOT_YET = 1  # exit code of a command that the driver has not carried out
-WORKER = "worker"  # kind of the lines that one worker said
 
 
 def study_list() -> None:
@@ -85,18 +85,13 @@ def study_logs(
         for event in service.events(study, number=trial, follow=False):
             if not isinstance(event, StudyState):
                 after = event.id
-                if _is_by(event, worker):
+                if is_by(event.kind, event.data, worker):
                     kept.append(event)
         for line in kept:
             _print(line)
         for event in service.events(study, after=after, number=trial) if follow else ():
-            if not isinstance(event, StudyState) and _is_by(event, worker):
+            if not isinstance(event, StudyState) and is_by(event.kind, event.data, worker):
                 _print(event)
-
-
-def _is_by(line: Line, worker: int | None) -> bool:
-    said = (line.data or {}).get("rank") if line.kind == WORKER else None
-    return worker is None or said == worker
 
 
 def _print(line: Line) -> None:

@@ -34,15 +34,20 @@ def write_plots(
     """
     wanted = drawings(source, names, objective)
     check_finished(source)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"cannot write to '{directory}': {error.strerror}") from None
-    done = Written(size=save(plotly_js().encode(), directory / PLOTLY_JS))
+    done = Written(size=make_directory(directory))
     for chart in made(wanted, done, strict=bool(names)):
         for form in ("html", "png"):
             done.size += save(drawn(chart, form), directory / f"{chart.name}.{form}")
     return done
+
+
+def make_directory(directory: Path) -> int:
+    """Makes a directory for charts, with `plotly.min.js`.  Returns its size.  Raises ConfigError."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot write to '{directory}': {error.strerror}") from None
+    return save(plotly_js().encode(), directory / PLOTLY_JS)
 
 
 def write_picture(source: Source, path: Path) -> None:
