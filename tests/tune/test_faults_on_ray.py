@@ -10,8 +10,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
@@ -64,19 +65,46 @@ def add_node(cluster: Any) -> Any:
     )
 
 
-def tune(cluster: Any, home: Path, name: str, *options: str) -> subprocess.Popen[str]:
-    """A study of two-worker trials on the cluster."""
-    return subprocess.Popen(
-        [
-            *(sys.executable, "-m", "ucd_ray.cli", "tune", "--scenario", "shapes-8-4", *SET),
-            *("--method", "mib", "--name", name, "--pruner", "none", "--workers", "2"),
-            *("--address", cluster.address, *options),
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "UCD_RAY_HOME": str(home), "PYTHONUNBUFFERED": "1"},
-    )
+class Tune(Protocol):
+    def __call__(self, name: str, *options: str) -> subprocess.Popen[str]: ...
+
+
+@pytest.fixture
+def tune(nodes: Any, own_home: Path) -> Iterator[Tune]:
+    """Starts studies of two-worker trials on the cluster; none of them outlives its test."""
+    started = []
+
+    def start(name: str, *options: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "ucd_ray.cli", "tune", "--scenario", "shapes-8-4", *SET),
+                *("--method", "mib", "--name", name, "--pruner", "none", "--workers", "2"),
+                *("--address", nodes.address, "--trials", "1", *options),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "UCD_RAY_HOME": str(own_home), "PYTHONUNBUFFERED": "1"},
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def outputs_of(processes: list[subprocess.Popen[str]], timeout: float) -> list[str]:
+    """What each of them printed; all are read at once, and shown when one does not end in time."""
+    with ThreadPoolExecutor(len(processes)) as pool:
+        reads = [pool.submit(process.communicate) for process in processes]
+        late = wait(reads, timeout).not_done
+        for process in processes if late else []:
+            process.kill()
+        outputs = [read.result()[0] for read in reads]
+    assert not late, "\n\n".join(outputs)
+    return outputs
 
 
 def epochs(lines: list[str], trial: int) -> list[int]:
@@ -86,10 +114,10 @@ def epochs(lines: list[str], trial: int) -> list[int]:
 
 
 def test_three_studies_on_a_cluster_for_one_wait_with_their_reasons_and_end(
-    nodes: Any, own_home: Path
+    own_home: Path, tune: Tune
 ) -> None:
-    studies = [tune(nodes, own_home, name, "--trials", "1") for name in "abc"]
-    outputs = [process.communicate(timeout=400)[0] for process in studies]
+    studies = [tune(name) for name in "abc"]
+    outputs = outputs_of(studies, timeout=400)
     assert [process.returncode for process in studies] == [0, 0, 0], "\n".join(outputs)
     assert all("COMPLETE" in output for output in outputs)
     waited = [output for output in outputs if "waits" in output or "WAITING" in output]
@@ -102,23 +130,19 @@ def test_three_studies_on_a_cluster_for_one_wait_with_their_reasons_and_end(
         assert connection.execute(hold_table.select()).all() == []
 
 
-def test_a_second_driver_of_a_study_is_refused_with_the_holder_named(
-    nodes: Any, own_home: Path
-) -> None:
-    first = tune(nodes, own_home, "a", "--trials", "1")
+def test_a_second_driver_of_a_study_is_refused_with_the_holder_named(tune: Tune) -> None:
+    first = tune("a")
     read_until(first, "trials wait for the base step|trial 0 created")
-    second = tune(nodes, own_home, "a", "--trials", "1")
+    second = tune("a")
     output = second.communicate(timeout=60)[0]
     assert second.returncode == 2
     assert f"study 'a' is already running in process {first.pid}" in output
-    assert first.communicate(timeout=200)[0].count("COMPLETE") >= 1
+    assert outputs_of([first], timeout=200)[0].count("COMPLETE") >= 1
     assert first.returncode == 0
 
 
-def test_a_node_with_a_rank_is_lost_and_the_trial_goes_on_elsewhere(
-    nodes: Any, own_home: Path
-) -> None:
-    process = tune(nodes, own_home, "a", "--trials", "1", "--set", "optim.epochs_new=8")
+def test_a_node_with_a_rank_is_lost_and_the_trial_goes_on_elsewhere(nodes: Any, tune: Tune) -> None:
+    process = tune("a", "--set", "optim.epochs_new=8")
     lines = read_until(process, r"trial 0 step 1 epoch 2/8")
     nodes.remove_node(busy_node(nodes), allow_graceful=False)
     try:
@@ -161,8 +185,8 @@ def test_what_a_study_cannot_do_without_is_on_the_node_of_its_driver(
     assert [actor.node_id for actor in found] == [here] * 4
 
 
-def test_what_can_never_fit_is_refused_at_once(nodes: Any, own_home: Path) -> None:
-    process = tune(nodes, own_home, "a", "--trials", "1", "--cpus-per-worker", "1.5")
+def test_what_can_never_fit_is_refused_at_once(own_home: Path, tune: Tune) -> None:
+    process = tune("a", "--cpus-per-worker", "1.5")
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 2
     assert "do not fit on the cluster's nodes" in output

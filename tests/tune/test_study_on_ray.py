@@ -218,10 +218,14 @@ def test_a_nan_loss_fails_its_trial_and_the_study_goes_on(home: Path, shared_hea
     assert "COMPLETE" in {row["state"] for row in rows if row["kd.weight"] == 10}
 
 
-def test_a_killed_worker_costs_at_most_one_epoch(home: Path) -> None:
+@pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hung"])
+def test_a_worker_that_is_lost_costs_at_most_one_epoch(
+    home: Path, fault: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "10")
     process = start(home, "--trials", "1", "--set", "optim.epochs_new=6")
     read_until(process, r"trial 0 step 1 epoch 2/6")
-    kill_worker(process.pid)
+    training_worker(process.pid).send_signal(fault)
     lines = read_until(process, "mIoU in percent on val")
     assert process.wait(timeout=60) == 0
     epochs = [int(m[1]) for line in lines if (m := re.search(r"step 1 epoch (\d)/6", line))]
@@ -231,13 +235,11 @@ def test_a_killed_worker_costs_at_most_one_epoch(home: Path) -> None:
     assert "COMPLETE" in "\n".join(lines)
 
 
-def kill_worker(driver: int) -> None:
-    """Kills the training worker of the only open trial."""
+def training_worker(driver: int) -> psutil.Process:
+    """The worker of the only open trial."""
     for process in psutil.Process(driver).children(recursive=True):
-        name = " ".join(process.cmdline())
-        if "RayTrainWorker" in name:
-            process.kill()
-            return
+        if "RayTrainWorker" in " ".join(process.cmdline()):
+            return process
     raise AssertionError("no training worker found")
 
 

@@ -38,6 +38,7 @@ PORTS = range(20_000, 32_768)  # systems choose from higher ones for whoever ask
 OBJECT_STORE_BYTES = 100_000_000  # no images travel through it
 LEAN = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # also how often reports are fetched
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",  # then a worker that hangs counts as lost
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
