@@ -18,7 +18,7 @@ from ucd_ray.service.page_tokens import place_of, token_of
 from ucd_ray.service.paging import LARGEST
 from ucd_ray.service.problems import SAME, Problem, responses
 from ucd_ray.service.query import Route
-from ucd_ray.service.studies import Own, StudyRow, Visible
+from ucd_ray.service.studies import Own, StudyId, StudyRow, Visible, visible_study
 from ucd_ray.service.trial_views import Done, Steps, TrialPage, TrialView
 from ucd_ray.tune.editing import enqueue, retry
 from ucd_ray.tune.manage import Outcome, cancel
@@ -109,9 +109,9 @@ def queue_trial(study: Own, core: CoreOf, body: NewTrial) -> Response:
 
 
 @router.get("/{number}", response_model=TrialView, responses=SAME)
-async def get_trial(study: Visible, request: Request, number: TrialNumber) -> Response:
+async def get_trial(study_id: StudyId, request: Request, number: TrialNumber) -> Response:
     """One trial."""
-    core = core_of(request)
+    study, core = await visible_study(study_id, request), core_of(request)
 
     async def trial() -> dict[str, Any]:
         of = await core.recent.of(("trials of", study.name), lambda c: read_study(c, study.name))

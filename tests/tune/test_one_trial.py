@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import optuna
 import pytest
-import sqlalchemy as sa
 from optuna.trial import FrozenTrial
 
 from tests.tune.charts.studies import fill
@@ -12,7 +11,7 @@ from tests.tune.test_bridge import PUBLISHED
 from ucd_ray.errors import StudyError
 from ucd_ray.tune.database import Database
 from ucd_ray.tune.one_trial import stored_trial, trial_content, trial_steps
-from ucd_ray.tune.whole_trial import row_of_number, whole_trial
+from ucd_ray.tune.whole_trial import whole_trial
 
 
 def test_a_trial_says_what_its_row_says(database: Database) -> None:
@@ -37,11 +36,7 @@ def test_a_trial_alone_is_the_trial_among_others(any_url: str) -> None:
     study.enqueue_trial({"kd.weight": 9.0})
 
     def alone(number: int) -> FrozenTrial | None:
-        def work(connection: sa.Connection) -> FrozenTrial | None:
-            row = row_of_number(connection, "study", number)
-            return None if row is None else whole_trial(connection, row)
-
-        return database.read(work)
+        return database.read(lambda connection: whole_trial(connection, "study", number))
 
     trials = study.get_trials()
     assert len(trials) == 22

@@ -22,7 +22,7 @@ from ucd_ray.tune.outcomes import read_trials
 from ucd_ray.tune.revisions import REVISION
 from ucd_ray.tune.tables import class_table, metric_table, step_table, study_table
 from ucd_ray.tune.trial_rows import TRIALS
-from ucd_ray.tune.whole_trial import row_of_number, whole_trial
+from ucd_ray.tune.whole_trial import id_of_number, whole_trial
 
 IMAGES = ("select", "val")
 KEY = ("replicate", "step")
@@ -34,8 +34,7 @@ OF_STUDY: sa.Select[Any] = sa.select(
 def trial_id(database: Database, study: str, number: int) -> int | None:
     """Optuna's id of a trial; None if there is no such trial."""
     database.optuna_storage()  # makes Optuna's tables, if they are not there yet
-    row = database.read(lambda connection: row_of_number(connection, study, number))
-    return None if row is None else int(row.trial_id)
+    return database.read(lambda connection: id_of_number(connection, study, number))
 
 
 def stored_trial(database: Database, study: str, number: int) -> FrozenTrial:
@@ -73,12 +72,12 @@ def read_study(connection: sa.Connection, study: str) -> sa.Row[Any] | None:
 def read_content(
     connection: sa.Connection, study: sa.Row[Any], number: int
 ) -> dict[str, Any] | None:
-    """A trial as plain values, in two statements; None if there is no such trial."""
-    row = row_of_number(connection, study.name, number)
-    if row is None:
+    """A trial as plain values, in one statement; None if there is no such trial."""
+    trial = whole_trial(connection, study.name, number)
+    if trial is None:
         return None
     driven = is_driven(study.driver, study.heartbeat)
-    return content_of(whole_trial(connection, row), _goals(study.spec), driven=driven)
+    return content_of(trial, _goals(study.spec), driven=driven)
 
 
 @lru_cache(maxsize=1000)
