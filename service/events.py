@@ -75,6 +75,7 @@ class Tail:
         ) = -1  # every line with an id above the first, up to the second, is kept
         self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._ended = False
 
     async def follow(
         self, after: int, number: int | None = None, *, on: bool = True
@@ -89,7 +90,7 @@ class Tail:
         try:
             if self._task is None:
                 self._task = asyncio.create_task(self._poll())
-            while loop.time() < until:
+            while loop.time() < until and not self._ended:
                 news = self._news
                 if self.state is not None and self.state != state:
                     state = self.state
@@ -111,6 +112,11 @@ class Tail:
             if self.listeners == 0 and self._task is not None:
                 self._task.cancel()
                 self._task = None
+
+    def end(self) -> None:
+        """Ends all streams: the service ends.  To be called in their event loop."""
+        self._ended = True
+        self._news.set()
 
     def _kept(self, after: int) -> list[Event] | None:
         """What follows a line, if we have all of it."""
@@ -169,6 +175,11 @@ class Tails:
     def open(self) -> int:
         """Streams."""
         return sum(tail.listeners for tail in self._tails.values())
+
+    def end(self) -> None:
+        """Ends all streams."""
+        for tail in self._tails.values():
+            tail.end()
 
     def of(self, study_id: str, name: str) -> Tail:
         """The tail of a study.  Raises Problem (503) if there are too many streams."""

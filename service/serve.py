@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
@@ -48,7 +49,17 @@ def serve(settings: Settings, say: Callable[[str], None]) -> None:
         say(f"ucd-ray serves http://{shown}:{port}  (Ray dashboard: {dashboard})")
         if not tokens:
             say("there is no token: only programs on this machine are answered, as owner 'local'")
-        uvicorn.Server(config).run(sockets=[taken])
+        Server(config).run(sockets=[taken])
+
+
+class Server(uvicorn.Server):
+    """Ends open streams in order before their connections are closed."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Once no new requests are to be answered."""
+        app: Any = self.config.app
+        app.state.core.tails.end()
+        await super().shutdown(sockets)
 
 
 def listener(host: str, port: int) -> socket.socket:

@@ -11,14 +11,16 @@ from collections.abc import Iterator
 import uvicorn
 from fastapi import FastAPI
 
+from ucd_ray.service.serve import Server
+
 
 @contextlib.contextmanager
 def serving(app: FastAPI) -> Iterator[int]:
-    """The port of an app that answers in a thread."""
+    """The port of an app that answers in a thread, as `ucd-ray serve` does."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
+    server = Server(uvicorn.Config(app, port=port, log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:

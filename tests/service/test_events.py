@@ -9,9 +9,11 @@ import re
 import socket
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from fastapi import FastAPI
 
@@ -181,6 +183,20 @@ def test_a_stream_ends_after_its_time(database: Database, monkeypatch: pytest.Mo
 
     found = asyncio.run(asyncio.wait_for(run(), 20))
     assert all(isinstance(event, dict) for event in found), "nothing happened meanwhile"
+
+
+def test_streams_end_in_order_when_the_service_ends(
+    app: FastAPI, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    headers = {"Authorization": f"Bearer {create_token(database, 'ann', ('read',))}"}
+    say(database, "a")
+    with ThreadPoolExecutor(1) as pool:
+        with serving(app) as port:
+            answer = pool.submit(httpx.get, f"http://127.0.0.1:{port}{URL}", headers=headers)
+            wait_until(lambda: app.state.core.tails.open == 1)
+        _, event = messages(answer.result().text)  # raises if the stream was cut off
+    assert json.loads(event["data"])["text"] == "a"
+    assert not caplog.records, caplog.text
 
 
 def test_too_many_streams_are_refused(
