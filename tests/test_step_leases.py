@@ -156,7 +156,10 @@ leases, chance = Leases(Store(root), f"study/{number}"), random.Random(int(numbe
 marker = os.path.join(root, "inside")
 
 def alive(pid):
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 for _ in range(25):
     while (lease := leases.take(digest)) is None:
