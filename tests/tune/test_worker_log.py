@@ -8,6 +8,7 @@ import warnings
 from typing import Any
 
 import pytest
+import torch
 
 from ucd_ray.errors import ConfigError
 from ucd_ray.tune import worker_log
@@ -34,6 +35,20 @@ def test_warnings_and_records_of_this_process_are_sent_with_their_level() -> Non
     assert record == "timm.models: no weights for head"
     assert ends.startswith("done after 0.0 s; at most ")
     assert [line["level"] for line in lines] == ["info", "warning", "warning", "info"]
+
+
+def test_the_last_line_has_the_peak_of_the_trial_on_the_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)  # of a GPU that is not there
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: calls.append("begins"))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 2_340_000_000)
+    lines: Lines = []
+    with WorkerLog(lines.append, rank=0, node="here") as log:
+        assert calls == ["begins"]
+        log.ends("done")
+    assert "at most 2.34 GB of its GPU; at most " in lines[-1]["text"]
 
 
 def test_an_error_is_sent_with_its_traceback() -> None:

@@ -37,6 +37,8 @@ class WorkerLog(logging.Handler):
 
     def __enter__(self) -> Self:
         self._began = time.monotonic()
+        if (cuda := _cuda()) is not None:
+            cuda.reset_peak_memory_stats()
         logging.captureWarnings(True)
         logging.getLogger().addHandler(self)
         self.say(f"begins in process {os.getpid()}")
@@ -70,7 +72,7 @@ class WorkerLog(logging.Handler):
         self.send({**report, "text": text[-LONGEST:]})
 
     def ends(self, how: str, error: BaseException | None = None) -> None:
-        """The last line: how the trial ended here, after how long, and this process' peak memory."""
+        """The last line: how the trial ended here, after how long, and the peaks of memory."""
         if error is not None:
             trace = traceback.format_exception(error)
             known = isinstance(error, UcdRayError)  # says all itself
@@ -84,4 +86,13 @@ def _peak() -> str:
 
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return f"at most {peak / 1e9:.2f} GB of memory since the process began"
+    host = f"at most {peak / 1e9:.2f} GB of memory since the process began"
+    if (cuda := _cuda()) is None:
+        return host
+    return f"at most {cuda.max_memory_allocated() / 1e9:.2f} GB of its GPU; {host}"
+
+
+def _cuda() -> Any:
+    """PyTorch's module for the GPU that this process uses; None: it uses none."""
+    torch = sys.modules.get("torch")
+    return torch.cuda if torch is not None and torch.cuda.is_initialized() else None
