@@ -20,7 +20,7 @@ from ucd_ray.tune import commands
 from ucd_ray.tune.admission import WAITS
 from ucd_ray.tune.database import Database
 from ucd_ray.tune.overview import Budget, budgets_of
-from ucd_ray.tune.tables import hold_table, step_table
+from ucd_ray.tune.tables import event_table, hold_table
 
 
 def while_running(database: Database, row: StudyRow) -> list[dict[str, Any]]:
@@ -47,9 +47,10 @@ def _base_step(database: Database, row: StudyRow, conditions: Conditions) -> lis
     before = condition(conditions, BASE_STEP)
     if before is not None and before["status"]:
         return list(conditions)
-    query = sa.select(step_table.c.step).where(step_table.c.study == row.name).limit(1)
-    if database.read(lambda c: c.execute(query).first()) is None:
-        told = "no trial has finished step 0 yet"
+    of = event_table.c
+    query = sa.select(of.id).where(of.study == row.name, of.kind == "step").limit(1)
+    if database.read(lambda c: c.execute(query).first()) is None:  # of a trial, or of the base run
+        told = "step 0 is not trained yet"
         return with_condition(conditions, BASE_STEP, False, "TRAINING", told)
     return with_condition(conditions, BASE_STEP, True, "READY", "step 0 is in the step cache")
 
