@@ -28,4 +28,4 @@ def serving(app: FastAPI) -> Iterator[int]:
         time.sleep(0.02)
     yield port
     server.should_exit = True
-    thread.join(10)
+    thread.join(60)

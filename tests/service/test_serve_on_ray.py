@@ -50,7 +50,7 @@ class Served:
         self.lines += iter(self.process.stdout.readline, "")
 
     def _wait_for_url(self) -> str:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline and self.process.poll() is None:
             if found := re.search(r"serves (http://\S+)", "".join(self.lines)):
                 return found.group(1)
@@ -60,7 +60,7 @@ class Served:
     def end(self) -> int:
         """Ends it as `kill` or a container does."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(30)
+        return self.process.wait(120)
 
 
 def test_a_study_goes_on_over_a_restart_of_service_and_head(
@@ -87,7 +87,7 @@ def test_a_study_goes_on_over_a_restart_of_service_and_head(
 
 def until(served: Served, path: str, ready: Any) -> dict[str, Any]:
     """The study once it is as wanted."""
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 500
     while time.monotonic() < deadline:
         study: dict[str, Any] = httpx.get(served.url + path).json()
         if ready(study):

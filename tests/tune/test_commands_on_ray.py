@@ -53,7 +53,7 @@ def test_a_study_is_paused_resumed_stopped_started_again_and_deleted(home: Path)
     assert training_workers(process.pid)
 
     assert "is paused; it holds no workers" in command("pause", "tiny")
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while training_workers(process.pid):  # their processes end after the hold was given back
         assert time.monotonic() < deadline, "a paused study keeps its workers"
         time.sleep(0.2)

@@ -57,7 +57,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name in ("RAY_ADDRESS", "UCD_RAY_DATABASE", "UCD_RAY_STORAGE"):
         monkeypatch.delenv(name, raising=False)
     yield tmp_path
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 30
     while left := [process for process in psutil.process_iter() if mentions(process, short)]:
         assert time.monotonic() < deadline, f"left behind: {left}"
         time.sleep(0.2)
@@ -75,13 +75,13 @@ def shared_head() -> Iterator[str]:
 
 
 def free_cpus(address: str) -> bool:
-    """Whether all CPUs of a cluster are free, or become so within 5 s."""
+    """Whether all CPUs of a cluster are free, or become so within 30 s."""
     import ray
 
     ray.init(address, log_to_driver=False, runtime_env={"env_vars": dict(LEAN)})
     try:
         total = ray.cluster_resources()["CPU"]
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while ray.available_resources().get("CPU", 0) < total:
             if time.monotonic() > deadline:
                 return False
