@@ -192,7 +192,8 @@ def test_streams_end_in_order_when_the_service_ends(
     say(database, "a")
     with ThreadPoolExecutor(1) as pool:
         with serving(app) as port:
-            answer = pool.submit(httpx.get, f"http://127.0.0.1:{port}{URL}", headers=headers)
+            url = f"http://127.0.0.1:{port}{URL}"
+            answer = pool.submit(httpx.get, url, headers=headers, timeout=60)
             wait_until(lambda: app.state.core.tails.open == 1)
         _, event = messages(answer.result().text)  # raises if the stream was cut off
     assert json.loads(event["data"])["text"] == "a"

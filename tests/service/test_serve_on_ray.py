@@ -70,7 +70,7 @@ def test_a_study_goes_on_over_a_restart_of_service_and_head(
     spec["recipe"]["data.source"] = "tiny"
     served = Served(tmp_path, shapes.path)
     try:
-        answer = httpx.post(f"{served.url}/v1/studies", json={"spec": spec})
+        answer = httpx.post(f"{served.url}/v1/studies", json={"spec": spec}, timeout=60)
         assert answer.status_code == 201, answer.text
         path = f"/v1/studies/{answer.json()['id']}"
         until(served, path, lambda study: study["job"] is not None)
@@ -89,7 +89,7 @@ def until(served: Served, path: str, ready: Any) -> dict[str, Any]:
     """The study once it is as wanted."""
     deadline = time.monotonic() + 500
     while time.monotonic() < deadline:
-        study: dict[str, Any] = httpx.get(served.url + path).json()
+        study: dict[str, Any] = httpx.get(served.url + path, timeout=60).json()
         if ready(study):
             return study
         time.sleep(0.3)
