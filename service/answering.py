@@ -16,6 +16,8 @@ from ucd_ray.service.problems import Problem
 from ucd_ray.service.spool import Fill, Spool
 from ucd_ray.service.studies import StudyRow
 
+to_json = json.JSONEncoder(allow_nan=False).encode  # made once
+
 
 async def version_of(core: Core, study: StudyRow) -> str:
     """The version of a study; from memory if it was read a moment ago.
@@ -63,6 +65,6 @@ async def answered_json(
     known = core.answers.get(tag)
     if known is None:
         content = await make()
-        known = Answer("application/json", json.dumps(content, allow_nan=False).encode())
+        known = Answer("application/json", to_json(content).encode())
         core.answers.put(tag, known)
     return Response(known.body, media_type=known.media, headers=headers(tag))

@@ -113,7 +113,8 @@ class Answers:
 
 def tag_of(request: Request, *parts: str) -> str:
     """The ETag of what a request gets, from a version and the form."""
-    asked = "\n".join([request.url.path, request.url.query, *parts])
+    path, query = request.scope["path"], request.scope["query_string"].decode("latin-1")
+    asked = "\n".join([path, query, *parts])
     return f'"{hashlib.sha256(asked.encode()).hexdigest()[:24]}"'
 
 

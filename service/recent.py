@@ -10,7 +10,9 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -27,12 +29,26 @@ class Stamp:
     """A number that differs once anybody has committed to the database."""
 
     def __init__(self, database: Database) -> None:
+        self._at_begin: ContextVar[int | None] = ContextVar("stamp", default=None)
         self._connection: sqlite3.Connection | None = (
             database.connect() if database.is_sqlite else None
         )
 
+    @contextmanager
+    def read_once(self) -> Iterator[int | None]:
+        """In the block `now` is what it is here: all that one request reads is at least as new."""
+        token = self._at_begin.set(self._read())
+        try:
+            yield self._at_begin.get()
+        finally:
+            self._at_begin.reset(token)
+
     def now(self) -> int | None:
         """The number; None if it cannot be known."""
+        begin = self._at_begin.get()
+        return begin if begin is not None else self._read()
+
+    def _read(self) -> int | None:
         if self._connection is None:
             return None
         try:

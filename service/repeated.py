@@ -58,7 +58,11 @@ class Repeated:
         """One request."""
         if scope["type"] != "http" or scope["method"] != "GET":
             return await self.app(scope, receive, send)
-        key, stamp = _key(scope), self.stamp.now()
+        with self.stamp.read_once() as stamp:
+            await self._answer(stamp, scope, receive, send)
+
+    async def _answer(self, stamp: int | None, scope: Scope, receive: Receive, send: Send) -> None:
+        key = _key(scope)
         if stamp is None or key[2][0] is None:  # without a token the address counts as well
             return await self.app(scope, receive, send)
         if (kept := self._kept.get(key)) is not None and kept.holds(stamp):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -56,3 +57,13 @@ def test_a_token_in_memory_expires_too(app: FastAPI, monkeypatch: pytest.MonkeyP
     later = auth.time.time() + 86_401
     monkeypatch.setattr(auth.time, "time", lambda: later)
     assert client.get("/v1/scenarios").status_code == 401
+
+
+def test_one_request_reads_at_one_moment(tmp_path: Path) -> None:
+    database = open_database(f"sqlite:///{tmp_path}/studies.db")
+    stamp = Stamp(database)
+    with stamp.read_once() as begin:
+        create_token(database, "ann", ("read",))
+        assert stamp.now() == begin
+    assert stamp.now() != begin, "the next one sees what was committed meanwhile"
+    stamp.close()
