@@ -60,7 +60,7 @@ class Served:
     def end(self) -> int:
         """Ends it as `kill` or a container does."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(120)
+        return self.process.wait(30)
 
 
 def test_a_study_goes_on_over_a_restart_of_service_and_head(

@@ -109,7 +109,7 @@ def test_a_stopped_study_keeps_its_open_trials_for_the_next_start(
     process = drive()
     told = stop(database, "study", how=how)
     assert told.done
-    process.wait(120)
+    process.wait(20)
     assert driver_of(database, "study") is None
     assert states(database) == ["RUNNING"]
     assert stop(database, "study", how=how).text == "nothing runs study 'study'"
@@ -121,7 +121,7 @@ def test_a_killed_study_has_no_open_trials(database: Database, drive: Drive) -> 
     process = drive()
     told = stop(database, "study", how="kill")
     assert told.text == "study 'study' was stopped at once"
-    assert process.wait(120) == 0, "it ended by itself"
+    assert process.wait(20) == 0, "it ended by itself"
     trial = manage.stored_trials(database, "study")[0]
     assert (trial.state.name, trial.user_attrs["code"]) == ("FAIL", "STOPPED_BY_USER")
     assert stop(database, "study", how="kill").text == "nothing runs study 'study'"

@@ -51,7 +51,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("TMPDIR", str(short))
         patch.setattr(tempfile, "tempdir", str(short))
         yield tmp_path_factory.mktemp("home")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 15
     while left := [process for process in psutil.process_iter() if mentions(process, short)]:
         assert time.monotonic() < deadline, f"left behind: {left}"
         time.sleep(0.2)

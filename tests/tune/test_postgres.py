@@ -210,12 +210,12 @@ def test_an_interrupted_wait_ends_that_of_all_threads(own_server: PostgresServer
 
     try:
         threads = [in_background(beat) for _ in range(3)]
-        assert waits.wait(120)
+        assert waits.wait(20)
         threading.Timer(0.5, _thread.interrupt_main).start()
         with pytest.raises(KeyboardInterrupt):
             database.studies()
         for thread in threads:
-            thread.join(120)
+            thread.join(20)
         assert len(failures) == 3
         with pytest.raises(StudyError, match="refused"):
             database.release("study")

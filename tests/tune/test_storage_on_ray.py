@@ -17,10 +17,10 @@ import pytest
 from tests.postgres import PostgresServer
 from tests.test_s3 import CREDENTIALS, endpoint, url
 from tests.tune.test_faults_on_ray import epochs
-from tests.tune.test_study_on_ray import END_S, home, read_until, start
+from tests.tune.test_study_on_ray import home, read_until, start
 from ucd_ray.tune.cluster import local_head
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(3 * END_S)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 __all__ = ["endpoint", "home", "url"]  # fixtures
 
 OUTAGE_S = 30.0
@@ -64,7 +64,7 @@ def test_a_study_waits_for_a_database_that_is_down(
     finally:
         postgres.start()
     lines += read_until(process, DONE)
-    assert process.wait(timeout=END_S) == 0
+    assert process.wait(timeout=60) == 0
     assert any("does not answer" in line for line in lines), "\n".join(lines)
     assert any("answers again" in line for line in lines), "\n".join(lines)
     assert epochs(lines, 0) == list(range(1, 9)), "nothing is lost, nothing trained again"
@@ -85,14 +85,14 @@ def test_a_full_disk_ends_the_study_and_its_trial_goes_on_later(
                 file.flush()
         except OSError:
             pass
-    output = process.communicate(timeout=END_S)[0]
+    output = process.communicate(timeout=120)[0]
     assert process.returncode == 2, output
     assert "No space left on device" in output
     assert "Traceback" not in output
     filler.unlink()
     again = start(home, *LONG, "--address", head)
     lines += output.splitlines() + read_until(again, DONE)
-    assert again.wait(timeout=END_S) == 0
+    assert again.wait(timeout=60) == 0
     found = epochs(lines, 0)
     assert sorted(set(found)) == list(range(1, 9))
     assert len(found) - 8 <= 1, "at most one epoch is trained again"
@@ -109,7 +109,7 @@ def test_a_killed_study_on_an_object_store_goes_on(
     process.wait()
     again = start(home, *LONG, "--address", head)
     more = read_until(again, DONE)
-    assert again.wait(timeout=END_S) == 0
+    assert again.wait(timeout=60) == 0
     found = epochs([*lines, *more], 0)
     assert sorted(set(found)) == list(range(1, 9))
     assert len(found) - 8 <= 1, "at most one epoch is trained again"

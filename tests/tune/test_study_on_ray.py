@@ -22,9 +22,7 @@ import pytest
 from ucd_ray import StudySpec, run_study
 from ucd_ray.tune.cluster import LEAN, local_head
 
-END_S = 500  # for a process to end; says nothing about how long it takes
-
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(3 * END_S)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 TINY = {
     "scenario": "shapes-8-4",
@@ -57,7 +55,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name in ("RAY_ADDRESS", "UCD_RAY_DATABASE", "UCD_RAY_STORAGE"):
         monkeypatch.delenv(name, raising=False)
     yield tmp_path
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 15
     while left := [process for process in psutil.process_iter() if mentions(process, short)]:
         assert time.monotonic() < deadline, f"left behind: {left}"
         time.sleep(0.2)
@@ -75,13 +73,13 @@ def shared_head() -> Iterator[str]:
 
 
 def free_cpus(address: str) -> bool:
-    """Whether all CPUs of a cluster are free, or become so within 30 s."""
+    """Whether all CPUs of a cluster are free, or become so within 5 s."""
     import ray
 
     ray.init(address, log_to_driver=False, runtime_env={"env_vars": dict(LEAN)})
     try:
         total = ray.cluster_resources()["CPU"]
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 5
         while ray.available_resources().get("CPU", 0) < total:
             if time.monotonic() > deadline:
                 return False
@@ -151,7 +149,7 @@ def read_until(process: subprocess.Popen[str], pattern: str) -> list[str]:
 def test_a_study_trains_the_base_step_once_for_all_trials_on_two_workers(home: Path) -> None:
     process = start(home, "--trials", "2", "--workers", "2")
     output = "\n".join(read_until(process, "mIoU in percent on val"))
-    assert process.wait(timeout=END_S) == 0
+    assert process.wait(timeout=60) == 0
     assert len(re.findall(r"base step step 0 done \(\d", output)) == 1
     assert output.count("step 0 done (from the step cache)") == 2
     assert re.search(r"Ray dashboard: http://127\.0\.0\.1:\d+", output)
@@ -175,7 +173,7 @@ def test_a_killed_driver_goes_on_with_the_same_trials(home: Path) -> None:
     process.wait()
     again = start(home, "--trials", "2")
     output = read_until(again, "mIoU in percent on val")
-    assert again.wait(timeout=END_S) == 0
+    assert again.wait(timeout=60) == 0
     first, second = (line for line in created if "created: kd" in line)
     assert second in output, "the open trial keeps number and params"
     assert first not in output, "the finished trial is not repeated"
@@ -188,13 +186,13 @@ def test_ctrl_c_ends_everything_and_the_same_command_goes_on(home: Path) -> None
     process = start(home, "--trials", "1")
     read_until(process, r"trial 0 step 1 epoch 1/2")
     process.send_signal(signal.SIGINT)
-    output = process.communicate(timeout=END_S)[0]
+    output = process.communicate(timeout=60)[0]
     assert process.returncode == 130
     assert "the same command goes on where it stopped" in output
     assert "Traceback" not in output
     again = start(home, "--trials", "1")
     lines = read_until(again, "mIoU in percent on val")
-    assert again.wait(timeout=END_S) == 0
+    assert again.wait(timeout=60) == 0
     assert not any("base step" in line for line in lines)
     assert "COMPLETE" in "\n".join(lines)
 
@@ -229,7 +227,7 @@ def test_a_worker_that_is_lost_costs_at_most_one_epoch(
     read_until(process, r"trial 0 step 1 epoch 2/6")
     training_worker(process.pid).send_signal(fault)
     lines = read_until(process, "mIoU in percent on val")
-    assert process.wait(timeout=END_S) == 0
+    assert process.wait(timeout=60) == 0
     epochs = [int(m[1]) for line in lines if (m := re.search(r"step 1 epoch (\d)/6", line))]
     assert sorted(set(epochs)) == epochs[: len(set(epochs))] or len(epochs) - len(set(epochs)) <= 1
     assert epochs[-1] == 6
@@ -259,13 +257,13 @@ def test_a_killed_head_ends_the_study_with_a_reason_and_a_new_one_goes_on(home: 
     for child in psutil.Process(process.pid).children(recursive=True):
         if child.name() in ("gcs_server", "raylet"):
             child.kill()
-    output = process.communicate(timeout=END_S)[0]
+    output = process.communicate(timeout=150)[0]
     assert process.returncode == 2, output
     assert "lost the Ray cluster" in output and "the same command goes on" in output
     assert "Traceback" not in output
     again = start(home, "--trials", "1", "--set", "optim.epochs_new=6")
     lines += output.splitlines() + read_until(again, "mIoU in percent on val")
-    assert again.wait(timeout=END_S) == 0
+    assert again.wait(timeout=60) == 0
     epochs = [int(m[1]) for line in lines if (m := re.search(r"step 1 epoch (\d)/6", line))]
     assert sorted(set(epochs)) == list(range(1, 7))
     assert len(epochs) - 6 <= 1, "at most one epoch is trained again"
