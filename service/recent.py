@@ -37,9 +37,10 @@ class Stamp:
     @contextmanager
     def read_once(self) -> Iterator[int | None]:
         """In the block `now` is what it is here: all that one request reads is at least as new."""
-        token = self._at_begin.set(self._read())
+        stamp = self._read()
+        token = self._at_begin.set(stamp)
         try:
-            yield self._at_begin.get()
+            yield stamp
         finally:
             self._at_begin.reset(token)
 
