@@ -186,6 +186,14 @@ def test_what_a_study_cannot_do_without_is_on_the_node_of_its_driver(
     assert [actor.node_id for actor in found] == [here] * 4
 
 
+def test_workers_have_the_priority_of_their_driver(nodes: Any, own_home: Path) -> None:
+    import ray
+
+    with clusters.connect(nodes.address, own_home, job="a"):
+        niceness = ray.remote(num_cpus=0)(lambda: os.nice(0))
+        assert ray.get(niceness.remote(), timeout=60) == os.nice(0)
+
+
 def test_what_can_never_fit_is_refused_at_once(own_home: Path, tune: Tune) -> None:
     process = tune("a", "--cpus-per-worker", "1.5")
     output = process.communicate(timeout=60)[0]
