@@ -1,4 +1,4 @@
-"""Two studies beside each other, as clients see them."""
+"""Trials and studies beside each other, as clients see them."""
 
 from __future__ import annotations
 
@@ -50,3 +50,12 @@ class ComparisonView(BaseModel):
     distinguishable: bool
     verdict: str = Field(description="The same in one sentence.")
     differing: dict[str, tuple[Any, Any]] = Field(description="What else differs, by key.")
+
+
+class StandingView(BaseModel):
+    """The best trials of a study with replicates."""
+
+    sentences: list[str] = Field(
+        description="Mean and interval of the best, and whether the second differs; empty for a study "
+        "whose trials are measured once."
+    )

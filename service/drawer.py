@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import threading
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from typing import Any
 
 from ucd_ray.drawing import drawn
 from ucd_ray.drawing.chart import Chart
+from ucd_ray.tune.report import report_of
 
 
 class Drawer:
@@ -21,12 +25,19 @@ class Drawer:
 
     async def draw(self, chart: Chart, form: str) -> bytes:
         """The chart as `json`, `svg` or `png`."""
+        return await self._run(partial(drawn, chart, form))
+
+    async def report(self, url: str, study: str, left_out: Mapping[str, str]) -> bytes:
+        """The report of a study of the database at `url`.  Raises StudyError."""
+        return await self._run(partial(report_of, url, study, left_out))
+
+    async def _run(self, work: Callable[[], Any]) -> bytes:
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._started(), drawn, chart, form)
+            return await loop.run_in_executor(self._started(), work)
         except BrokenProcessPool:  # somebody ended the process
             self.close()
-            return await loop.run_in_executor(self._started(), drawn, chart, form)
+            return await loop.run_in_executor(self._started(), work)
 
     def _started(self) -> ProcessPoolExecutor:
         with self._lock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -326,11 +327,37 @@ def test_a_study_is_copied_paused_resumed_stopped_and_deleted(run: Run, url: str
     assert code == 2 and "there is no study 'copy'" in errors
 
 
+def test_a_pause_is_waited_for(run: Run, app: FastAPI) -> None:
+    add_row(app.state.core.database, "waits", name="waits", title="waits", job="a-job")
+    code, out, _ = run("study", "pause", "waits", "--wait", "0")
+    assert (code, "is PAUSING" in out) == (1, True)
+    paused = threading.Timer(1.0, set_row, (app, "waits"), {"state": "PAUSED"})
+    paused.start()
+    code, out, _ = run("study", "pause", "waits", "--wait", "30")
+    paused.join()
+    assert (code, "is PAUSED" in out) == (0, True)
+
+
+def test_a_report_is_the_one_that_is_written_beside_the_database(
+    run: Run, here: Run, app: FastAPI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote, own = tmp_path / "remote.html", tmp_path / "own.html"
+    code, _, told = run("report", "abc", "--out", str(remote))
+    assert code == 0 and f"wrote {remote}" in told
+    monkeypatch.setenv("UCD_RAY_DATABASE", f"sqlite:///{app.state.core.database.url.database}")
+    assert here("report", "study", "--out", str(own))[0] == 0
+    shown = r"<h[1-3].*?</h[1-3]>|Plotly.newPlot.*?,"
+    parts = [re.findall(shown, file.read_text()) for file in (remote, own)]
+    assert parts[0] == parts[1] and len(parts[0]) > 10
+    assert "it runs a network, which a service does not" in remote.read_text()
+    code, _, told = run("report", "abc", "--out", str(tmp_path / "no" / "report.html"))
+    assert code == 2 and "there is no directory" in told
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
         ("train", "--scenario", "voc-15-1"),
-        ("report", "study"),
         ("cache", "list"),
         ("serve",),
         ("token", "list"),
@@ -349,7 +376,8 @@ def test_what_only_works_here_is_refused(arguments: tuple[str, ...], run: Run) -
         ((*TUNE, "--tensorboard", "x"), "--tensorboard"),
         (("results", "abc", "--picture", "x.png"), "--picture"),
         (("results", "abc", "--plots", "x", "--finetune"), "--finetune"),
-        (("study", "pause", "abc", "--wait", "3"), "--wait"),
+        (("study", "cancel", "abc", "0", "--wait", "3"), "--wait"),
+        (("report", "abc", "--finetune"), "--finetune"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

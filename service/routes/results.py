@@ -16,7 +16,7 @@ from ucd_ray.errors import StudyError
 from ucd_ray.service.answering import answered, check_started, version_of
 from ucd_ray.service.auth import Reader
 from ucd_ray.service.bodies import ID
-from ucd_ray.service.comparison_views import ComparisonView
+from ucd_ray.service.comparison_views import ComparisonView, StandingView
 from ucd_ray.service.core import Core, CoreOf
 from ucd_ray.service.freshness import Answer, headers, tag_of, unchanged
 from ucd_ray.service.negotiation import CHARTS, RECIPES, TABLES, media_types, wanted
@@ -31,6 +31,7 @@ from ucd_ray.tune.comparison import compare_studies
 from ucd_ray.tune.formats import write
 from ucd_ray.tune.results import open_view
 from ucd_ray.tune.selection import select
+from ucd_ray.tune.standing import best_two
 
 router = APIRouter(route_class=Route, prefix="/v1/studies/{study_id}", tags=["results"])
 
@@ -46,7 +47,8 @@ Kind = Literal[
     "forgetting",
     "classes",
     "confusion",
-]  # all of the library's but `predictions`, which runs a network
+]  # all of the library's but those left out
+LEFT_OUT = {"predictions": "it runs a network, which a service does not"}
 TableForm = Annotated[
     str | None, Query(description=f"Instead of `Accept`: {', '.join(TABLES.values())}.")
 ]
@@ -202,6 +204,36 @@ async def get_plot(
         known = Answer(media, await core.drawer.draw(chart, form))
         core.answers.put(tag, known)
     return Response(known.body, media_type=media, headers=headers(tag))
+
+
+@router.get(
+    "/report", response_class=Response, responses=tagged("The page.", {"text/html": {}}, 409)
+)
+async def get_report(study: Visible, core: CoreOf, request: Request) -> Response:
+    """Tables and charts of a study in one HTML file, to be kept or sent: it needs no network."""
+    tag = tag_of(request, await version_of(core, study), "text/html")
+    if (same := unchanged(request, tag)) is not None:
+        return same
+    url = core.database.url.render_as_string(hide_password=False)
+    try:
+        page = await core.drawer.report(url, study.name, LEFT_OUT)
+    except StudyError as error:
+        raise Problem(409, "NOTHING_TO_DRAW", str(error)) from None
+    name = f'attachment; filename="{study.id}.html"'
+    return Response(
+        page, media_type="text/html", headers={**headers(tag), "Content-Disposition": name}
+    )
+
+
+@router.get("/standing", response_model=StandingView, responses=responses(409))
+async def get_standing(study: Visible, core: CoreOf) -> dict[str, Any]:
+    """How sure the best trial is, and whether it differs from the second."""
+
+    def told() -> dict[str, Any]:
+        check_started(core, study)
+        return {"sentences": best_two(core.database, study.name)}
+
+    return await run_in_threadpool(told)
 
 
 def _chart(core: Core, study: StudyRow, kind: str, objective: str | None) -> Chart:

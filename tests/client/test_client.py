@@ -220,6 +220,24 @@ def test_events_of_one_trial_go_on_after_the_last_that_was_seen(client: Client) 
     assert [e for e in rest if isinstance(e, Line)] == lines[4:]
 
 
+def test_a_stream_that_ends_at_once_is_opened_again_with_growing_pauses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pauses: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 9:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("ucd_ray.client.stream.time.sleep", sleep)
+    stream = {"Content-Type": "text/event-stream"}
+    client = answering(*[lambda _: httpx.Response(200, headers=stream, text="")] * 9)
+    with pytest.raises(KeyboardInterrupt):
+        next(client.events("abc"))
+    assert pauses == sorted(pauses) and 0 < pauses[0] < 1 < pauses[-1] <= 5
+
+
 def test_busy_services_are_asked_again_when_they_say() -> None:
     page = {"trials": [], "next_page_token": None}
     client = answering(

@@ -20,6 +20,7 @@ CHECKED = {
     "view=steps": ("steps.csv", b'"number","step","miou_all"'),
     "view=classes": ("classes.parquet", b"PAR1"),
     "plots/history": ("history.svg", b"<?xml"),
+    "/report": ("report.html", b"<!"),
     "schemas/study": ("study.schema.json", b"{"),
 }
 
@@ -39,7 +40,17 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
 
 def test_the_guide_has_examples_of_every_part() -> None:
     text = "".join(EXAMPLES)
-    parts = ("results", "best", "plots", "trials", "logs", "events", "scenarios", "metrics")
+    parts = (
+        "results",
+        "best",
+        "plots",
+        "report",
+        "trials",
+        "logs",
+        "events",
+        "scenarios",
+        "metrics",
+    )
     assert [part for part in parts if f"/{part}" not in text] == []
 
 

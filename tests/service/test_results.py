@@ -18,9 +18,13 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from tests.service.rows import add_row, app_with_study, client_of
+from tests.tune.test_standing import study_of
+from ucd_ray.service.app import create_app
 from ucd_ray.service.negotiation import TABLES
+from ucd_ray.service.settings import Settings
 from ucd_ray.tune.database import Database
 from ucd_ray.tune.results import read
+from ucd_ray.tune.standing import best_two
 
 URL = "/v1/studies/abc/results"
 
@@ -219,9 +223,32 @@ def test_a_chart_comes_as_figure_and_drawn(client: TestClient) -> None:
     assert client.get("/v1/studies/abc/plots/predictions").status_code == 404
 
 
+def test_a_report_is_one_page_that_needs_no_network(client: TestClient, tmp_path: Path) -> None:
+    url = "/v1/studies/abc/report"
+    page = client.get(url)
+    assert page.headers["content-type"].startswith("text/html")
+    assert page.headers["content-disposition"] == 'attachment; filename="abc.html"'
+    assert page.text.count("Plotly.newPlot(") >= 5 and "<script src=" not in page.text
+    assert client.get(url, headers={"If-None-Match": page.headers["etag"]}).status_code == 304
+    refused = client_of(app_with_study(tmp_path, 0), "ann").get(url)
+    assert (refused.status_code, refused.json()["code"]) == (409, "NOTHING_TO_DRAW")
+    assert "no finished trial" in refused.json()["detail"]
+
+
+def test_whether_the_best_two_differ_is_said_where_trials_have_replicates(
+    client: TestClient, tmp_path: Path
+) -> None:
+    assert client.get("/v1/studies/abc/standing").json() == {"sentences": []}
+    database = study_of(tmp_path, (40.0, 44.0, 42.0), (41.0, 42.0, 43.5))
+    app = create_app(Settings(database=f"sqlite:///{database.url.database}"))
+    add_row(app.state.core.database)
+    told = client_of(app, "ann").get("/v1/studies/abc/standing").json()["sentences"]
+    assert told == best_two(database, "study") and "not distinguishable" in told[1]
+
+
 def test_others_do_not_see_the_study(app: FastAPI) -> None:
     other = client_of(app, "bob")
-    for path in ("results", "best", "plots/history"):
+    for path in ("results", "best", "plots/history", "report", "standing"):
         assert other.get(f"/v1/studies/abc/{path}").status_code == 404
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from ucd_ray.cli.remote import over_http
 from ucd_ray.cli.shared import Address, say_beside
 from ucd_ray.errors import ConfigError
 
@@ -38,6 +39,7 @@ Finetune = Annotated[
 ]
 
 
+@over_http("report:report")
 def report(
     study: Annotated[str, typer.Argument(help="Name of the study.")],
     out: Annotated[

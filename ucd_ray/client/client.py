@@ -250,6 +250,15 @@ class Client:
         found: dict[str, Any] = self.http.send("GET", path, params=query).json()
         return found
 
+    def standing(self, study: str) -> list[str]:
+        """How sure the best trial is, and whether it differs from the second; in sentences."""
+        found: dict[str, Any] = self.http.send("GET", f"{path_of(study)}/standing").json()
+        return [str(sentence) for sentence in found["sentences"]]
+
+    def report(self, study: str) -> bytes:
+        """Tables and charts of a study in one HTML file."""
+        return self.http.send("GET", f"{path_of(study)}/report").content
+
     def plot(self, study: str, kind: str, *, form: str, objective: str | None = None) -> bytes:
         """A chart.  form: json (of plotly.js), svg or png"""
         query = {"format": form, "objective": objective}

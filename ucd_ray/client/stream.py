@@ -52,11 +52,11 @@ def events(
             if type(error) is not ServiceError:
                 raise
             _reach(http)  # it waits with patience; raises if the service is gone
-            empty = empty + 1 if after == seen else 0
-            time.sleep(min(MOST_PAUSE_S, FIRST_PAUSE_S * 2**empty))
-            continue
-        if not follow:
-            return
+        else:
+            if not follow:
+                return
+        empty = empty + 1 if after == seen else 0
+        time.sleep(min(MOST_PAUSE_S, FIRST_PAUSE_S * 2**empty))
 
 
 def _reach(http: Http) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
-OVER_HTTP = ("tune", "results", "study")
+OVER_HTTP = ("tune", "results", "report", "study")
 EVERYWHERE = ("scenarios", "presets", "config", "doctor")  # the same with and without a server
 _server: ContextVar[str | None] = ContextVar("server", default=None)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ucd_ray.cli.remote import connected
-from ucd_ray.cli.shared import check_table_format, show
+from ucd_ray.cli.shared import check_table_format, console, show
 from ucd_ray.errors import ConfigError
 
 
@@ -64,6 +64,9 @@ def results(
                 write_charts(service, found, plots, charts, objective)
         if on_screen:
             show(_rows(pieces), title, output, out, limit=limit)
+            if study is not None and view == "trials" and out is None:
+                for line in service.standing(found.id):
+                    console.print(line, highlight=False, soft_wrap=True)
         else:
             _write(pieces, out)
 

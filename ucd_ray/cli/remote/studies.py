@@ -15,12 +15,15 @@ from ucd_ray.cli.remote import connected
 from ucd_ray.cli.remote.tune import stamp, why
 from ucd_ray.cli.shared import console, one_of, parse_value, read_values, say, study_settings
 from ucd_ray.errors import ConfigError, RequestRefused
+from ucd_ray.service.states import PAUSING, STOPPING
 from ucd_ray.tune.event_data import is_by
 
 if TYPE_CHECKING:
-    from ucd_ray.client import Done, Line, StudyView
+    from ucd_ray.client import Client, Done, Line, StudyView
 
 NOT_YET = 1  # exit code of a command that the driver has not carried out
+AGAIN_S = 0.5  # between two looks at a study that is about to pause or stop
+CHANGING = (PAUSING, STOPPING)
 
 
 def study_list() -> None:
@@ -112,27 +115,27 @@ def study_compare(first: str, second: str, output: str) -> None:
         console.print(comparison_view(Compared.of(found)))
 
 
-def study_pause(name: str) -> None:
+def study_pause(name: str, wait: float) -> None:
     """Running trials stop at their next checkpoint."""
     with connected() as service:
-        _told(service.pause(service.find(name).id))
+        _told(service, service.pause(service.find(name).id), wait)
 
 
-def study_resume(name: str) -> None:
+def study_resume(name: str, wait: float) -> None:
     """A paused, stopped or failed study goes on."""
     with connected() as service:
-        _told(service.resume(service.find(name).id))
+        _told(service, service.resume(service.find(name).id), wait)
 
 
-def study_stop(name: str, drain: bool, checkpoint: bool, kill: bool) -> None:
+def study_stop(name: str, drain: bool, checkpoint: bool, kill: bool, wait: float) -> None:
     """Ends a study."""
     hows = {"drain": drain, "checkpoint": checkpoint, "kill": kill}
     chosen = [how for how, given in hows.items() if given]
     if len(chosen) > 1:
         raise ConfigError(f"--{' and --'.join(chosen)}: give one of them")
     with connected() as service:
-        study = service.find(name).id
-        _told(service.stop(study, chosen[0] if chosen else "checkpoint"))  # type: ignore[arg-type]
+        how: Any = chosen[0] if chosen else "checkpoint"
+        _told(service, service.stop(service.find(name).id, how), wait)
 
 
 def study_delete(name: str, yes: bool) -> None:
@@ -228,9 +231,16 @@ def study_edit(
         raise typer.Exit(NOT_YET)
 
 
-def _told(study: StudyView) -> None:
+def _told(service: Client, study: StudyView, wait: float) -> None:
+    """Says what becomes of a study, at most `wait` seconds later."""
+    deadline = time.monotonic() + wait
+    while study.state in CHANGING and time.monotonic() < deadline:
+        time.sleep(AGAIN_S)
+        study = service.study(study.id)
     reason = why(study)
     say(f"study '{study.name}' ({study.id}) is {study.state}" + (f": {reason}" if reason else ""))
+    if study.state in CHANGING:
+        raise typer.Exit(NOT_YET)
 
 
 def _done(outcome: Done) -> None:

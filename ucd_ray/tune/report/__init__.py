@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ucd_ray.tune.report.page import write_report
+from ucd_ray.tune.report.page import report_of, write_report
 from ucd_ray.tune.report.plots import (
     Written,
     check_finished,
@@ -18,6 +18,7 @@ __all__ = [
     "check_finished",
     "check_place",
     "make_directory",
+    "report_of",
     "save",
     "write_picture",
     "write_plots",

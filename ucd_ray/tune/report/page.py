@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ucd_ray.drawing.interactive import for_script, plotly_js
-from ucd_ray.tune.charts import Source, drawings
+from ucd_ray.tune.charts import CHARTS, Source, drawings
+from ucd_ray.tune.database import Database
 from ucd_ray.tune.event_data import shown_state
 from ucd_ray.tune.report.plots import Written, check_finished, check_place, made, save
 from ucd_ray.tune.report.tables import headline, report_tables
@@ -25,12 +27,27 @@ def write_report(source: Source, path: Path) -> Written:
     check_finished(source)
     check_place(path)
     done = Written()
+    done.size = save(_page(source, (), done), path)
+    return done
+
+
+def report_of(url: str, study: str, left_out: Mapping[str, str]) -> bytes:
+    """The report of a study without some charts.  Raises StudyError.
+
+    url: of its database; left_out: why, by the name of each chart
+    """
+    source = Source(Database(url), study)
+    check_finished(source)
+    names = [name for name in CHARTS if name not in left_out]
+    return _page(source, names, Written(not_drawn=dict(left_out)))
+
+
+def _page(source: Source, names: Sequence[str], done: Written) -> bytes:
     charts = [
         {"name": c.name, "title": c.title, "note": c.note, "figure": Markup(for_script(c))}
-        for c in made(drawings(source), done)
+        for c in made(drawings(source, names), done)
     ]
-    done.size = save(_render(source, charts=charts, not_drawn=done.not_drawn), path)
-    return done
+    return _render(source, charts=charts, not_drawn=done.not_drawn)
 
 
 def _render(source: Source, **content: Any) -> bytes:
