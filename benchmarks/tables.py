@@ -29,8 +29,8 @@ from rich.table import Table
 from ucd_ray.tune.database import Database
 from ucd_ray.tune.parameter import Parameter
 from ucd_ray.tune.proposals import distribution
+from ucd_ray.tune.registration import facts
 from ucd_ray.tune.space import build_spec, load_search_space
-from ucd_ray.tune.study import facts
 from ucd_ray.tune.tables import class_table, metric_table, step_table
 from ucd_ray.tune.trial_rows import PARAMS, TRIALS, USER_ATTRS, VALUES, text_of
 

@@ -19,7 +19,7 @@ from ucd_ray.service.studies import StudyRow, read_row, row_of
 from ucd_ray.service.tables import study_table
 from ucd_ray.tune import tables as library
 from ucd_ray.tune.database import Database
-from ucd_ray.tune.study import facts
+from ucd_ray.tune.registration import facts
 
 JSON_COLUMNS = ("spec", "labels", "conditions")
 LETTERS = "abcdefghijkmnpqrstuvwxyz23456789"

@@ -35,8 +35,8 @@ from ucd_ray.tune.edits import Edit
 from ucd_ray.tune.events import EventLog
 from ucd_ray.tune.parameter import Parameter
 from ucd_ray.tune.places import places
+from ucd_ray.tune.registration import MAY_CHANGE, register, with_edits
 from ucd_ray.tune.spec import changed, parsed
-from ucd_ray.tune.study import MAY_CHANGE, register, with_edits
 
 Run = Callable[..., tuple[int, str, str]]
 

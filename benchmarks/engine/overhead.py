@@ -58,7 +58,8 @@ def our_sleep(trials: int, address: str, home: Path) -> float:
     from ucd_ray.tune.places import places
     from ucd_ray.tune.prepare import prepare_job
     from ucd_ray.tune.progress import Progress
-    from ucd_ray.tune.study import Drive, register
+    from ucd_ray.tune.registration import register
+    from ucd_ray.tune.study import Drive
 
     class Sleeping(Executor):
         """Gangs without a Ray Train run."""

@@ -44,7 +44,7 @@ def pays(record: Record) -> str:
             f"**Tuned and published params are not distinguishable**: {numbers}. So few seeds would show "
             f"only a mean difference above {found.half:.1f} points."
         )
-    verb = "Tuning pays" if found.mean > 0 else "Tuning does harm"
+    verb = "Tuning pays" if found.mean > 0 else "The tuned params are worse than the published ones"
     return f"**{verb}**: {numbers}."
 
 

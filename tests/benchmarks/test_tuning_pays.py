@@ -113,7 +113,7 @@ def test_one_seed_has_neither_interval_nor_test() -> None:
     ("tuned", "words"),
     [
         ((52.0, 53.1, 54.0), "**Tuning pays**: +3.0 ["),
-        ((48.0, 48.9, 50.0), "**Tuning does harm**: -1.0 ["),
+        ((48.0, 48.9, 50.0), "**The tuned params are worse than the published ones**: -1.0 ["),
         ((49.0, 53.0, 51.0), "not distinguishable**: +1.0 ["),
         ((52.0,), "**One seed: the tuned params are 3.0 points above"),
         ((), "No seed has both"),

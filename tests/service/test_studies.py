@@ -16,7 +16,7 @@ from ucd_ray.service import once
 from ucd_ray.service.app import create_app
 from ucd_ray.service.settings import Settings
 from ucd_ray.service.tables import request_table, study_table
-from ucd_ray.tune.study import stored_sources, stored_spec
+from ucd_ray.tune.registration import stored_sources, stored_spec
 
 Clients = Callable[..., TestClient]
 STUDIES = "/v1/studies"

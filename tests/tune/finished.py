@@ -14,9 +14,9 @@ from ucd_ray.tune.database import Database
 from ucd_ray.tune.executors import trial_jobs
 from ucd_ray.tune.places import places
 from ucd_ray.tune.prepare import prepare_job
+from ucd_ray.tune.registration import register
 from ucd_ray.tune.retention import tidy
 from ucd_ray.tune.spec import StudySpec
-from ucd_ray.tune.study import register
 
 SHORT = {"optim.iterations_base": 6, "optim.iterations_new": 3, "optim.lr_base": 0.05}
 

@@ -17,8 +17,8 @@ from ucd_ray.tune.database import Database
 from ucd_ray.tune.groups import groups_of
 from ucd_ray.tune.paper import paper_view
 from ucd_ray.tune.parameter import Parameter
+from ucd_ray.tune.registration import facts
 from ucd_ray.tune.space import build_spec, space_for
-from ucd_ray.tune.study import facts
 
 VOC = {"train": 10582, "val": 1449}
 AS_PUBLISHED = {"eval.select_on": "val", "model.weights": "pretrained"}

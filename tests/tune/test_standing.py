@@ -15,11 +15,11 @@ from ucd_ray import cli
 from ucd_ray.errors import StudyError
 from ucd_ray.tune.comparison import compare_studies, comparison_view
 from ucd_ray.tune.database import Database
+from ucd_ray.tune.registration import facts
 from ucd_ray.tune.replicate_book import ReplicateBook
 from ucd_ray.tune.results import open_view
 from ucd_ray.tune.standing import best_trials, best_two
 from ucd_ray.tune.statistics import paired, spread, welch
-from ucd_ray.tune.study import facts
 
 
 def study_of(folder: Path, *trials: tuple[float, ...], **values: Any) -> Database:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.tune.test_bridge import spec_of
-from ucd_ray.tune.study import differences
+from ucd_ray.tune.registration import differences
 
 
 def test_a_study_of_a_version_that_knew_fewer_fields_goes_on() -> None:

@@ -188,8 +188,9 @@ def tune(
     """Search the params of a scenario; goes on where an earlier run of the same study stopped."""
     check_table_format(output)
     from ucd_ray.tune.presets import space_asked
+    from ucd_ray.tune.registration import with_edits
     from ucd_ray.tune.space import build_spec
-    from ucd_ray.tune.study import run_study, with_edits
+    from ucd_ray.tune.study import run_study
 
     found, row = space_asked(
         scenario,

@@ -78,8 +78,9 @@ def study_run(
     address: Address = None,
 ) -> None:
     """Go on with a study under its stored spec; what is given here replaces what is stored."""
+    from ucd_ray.tune.registration import stored_spec
     from ucd_ray.tune.spec import changed
-    from ucd_ray.tune.study import run_study, stored_spec
+    from ucd_ray.tune.study import run_study
 
     settings = study_settings(
         trials=trials,

@@ -21,9 +21,9 @@ from ucd_ray.tune.keys import TRIAL, study_of_replicate
 from ucd_ray.tune.outcomes import Outcome, read_attribute, read_outcomes, read_trials
 from ucd_ray.tune.progress import short, show_params
 from ucd_ray.tune.recipe_file import Measured, RecipeFile, Trained
+from ucd_ray.tune.registration import stored_spec
 from ucd_ray.tune.replicates import Replicate, replicates_of
 from ucd_ray.tune.spec import StudySpec
-from ucd_ray.tune.study import stored_spec
 from ucd_ray.tune.tables import environment_table, metric_table, step_table
 
 if TYPE_CHECKING:

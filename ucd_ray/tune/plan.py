@@ -24,11 +24,11 @@ from ucd_ray.tune.overview import finished, wanted_trials
 from ucd_ray.tune.places import Places, places
 from ucd_ray.tune.prepare import prepare_job
 from ucd_ray.tune.progress import short
+from ucd_ray.tune.registration import register
 from ucd_ray.tune.replicates import replicate_jobs, undroppable
 from ucd_ray.tune.results import stored_trials
 from ucd_ray.tune.run import base_line, memory_lines
 from ucd_ray.tune.spec import StudySpec
-from ucd_ray.tune.study import register
 from ucd_ray.tune.warm_start import WarmStart, check_images, check_sources, warm_start
 
 
