@@ -32,6 +32,7 @@ class Floor:
     cache: StepCache
     room: int = 1
     failing: str | None = None
+    late: str | None = None  # why workers do not start
     mode: str = "run"
     why: str = "paused"
     placed: dict[str, Job] = field(default_factory=dict)
@@ -60,6 +61,9 @@ class Floor:
         self.log.append(("placed", key))
         self.most = max(self.most, len(self.placed))
         return None
+
+    def waiting_reasons(self) -> dict[str, str]:
+        return {key: self.late for key in self.placed if self.late}
 
     def take(self, key: str, since: int, wait_s: float) -> list[dict[str, Any]]:
         if since == 0:
@@ -123,6 +127,22 @@ def test_the_ledger_counts_all_of_them_once(tmp_path: Path, jobs: list[Job]) -> 
     trained, floor = bases_of(tmp_path, jobs, room=2)
     assert trained.train()
     assert totals(floor.ledger.database, "study") == {"useful": Spent(15.0, 0.0)}
+
+
+def test_why_the_workers_of_a_base_step_do_not_start_is_said(
+    tmp_path: Path, jobs: list[Job]
+) -> None:
+    late, _ = bases_of(tmp_path, jobs[:1], late="its workers have not started")
+    assert late.train()
+    assert "the base step waits: its workers have not started" in shown(late)
+    other, _ = bases_of(tmp_path / "other", jobs[1:2])
+    assert other.train()
+    assert "trials wait for the base step" in shown(other)
+
+
+def shown(bases: Bases) -> str:
+    file: Any = bases.progress.console.file
+    return str(file.getvalue())
 
 
 def test_a_base_step_that_fails_ends_the_study_by_its_name(tmp_path: Path, jobs: list[Job]) -> None:

@@ -25,7 +25,7 @@ from ucd_ray.tune.bridge import (
     TrialBook,
 )
 from ucd_ray.tune.database import Database
-from ucd_ray.tune.executors import MICRO_BATCH, pack, root_cause
+from ucd_ray.tune.executors import MICRO_BATCH, pack, root_cause, told
 from ucd_ray.tune.names import EXHAUSTIVE, PRUNERS, SAMPLERS
 from ucd_ray.tune.parameter import Parameter
 from ucd_ray.tune.proposals import distribution
@@ -681,11 +681,11 @@ def test_the_innermost_cause_of_nested_errors_is_told() -> None:
     middle.__cause__ = inner
     outer = RuntimeError("training failed")
     outer.worker_failures = {0: middle}  # type: ignore[attr-defined]
-    assert root_cause(outer) == "ValueError: what happened"
+    assert told(root_cause(outer)) == "ValueError: what happened"
     loop = RuntimeError("loop")
     loop.__cause__ = loop
-    assert root_cause(loop) == "RuntimeError: loop"
-    assert root_cause(RuntimeError()) == "RuntimeError: "
+    assert told(root_cause(loop)) == "RuntimeError: loop"
+    assert told(root_cause(RuntimeError())) == "RuntimeError: "
 
 
 def test_tunes_own_copy_of_searcher_and_scheduler_holds_nothing(pair: Pair) -> None:

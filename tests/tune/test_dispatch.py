@@ -29,6 +29,10 @@ class Gangs:
         self.queue: list[str] = []
         self.answers: list[tuple[str, int, str]] = []
         self.wishes: list[tuple[str, str]] = []
+        self.last_failure: str | None = None
+
+    def trouble(self, name: str) -> str | None:
+        return self.last_failure
 
     def add_gang(self, name: str) -> None:
         self.hosts[name] = name
@@ -170,6 +174,22 @@ def test_a_placed_trial_without_room_for_a_gang_says_what_it_waits_for(
     desk.tick()
     assert gangs.state["gang1"]["trial"] == "1"
     assert not desk.waiting_reasons()
+
+
+def test_why_workers_do_not_start_is_said_if_it_is_known(
+    desk: Dispatcher, gangs: Gangs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "STUCK_S", 0.0)
+    gangs.queue.append("other")  # so that nobody takes ours
+    place(desk, "0")
+    gangs.state["gang0"]["up"] = False
+    gangs.queue.append("0")
+    desk.tick()
+    (told,) = desk.waiting_reasons().values()
+    assert "have not started" in told and "somebody else may" in told
+    gangs.last_failure = "OSError: no file"
+    (told,) = desk.waiting_reasons().values()
+    assert told.endswith("; the last try failed: OSError: no file")
 
 
 def test_a_gang_that_is_let_go_is_not_counted_on(desk: Dispatcher, gangs: Gangs) -> None:

@@ -158,6 +158,27 @@ def test_a_node_with_a_rank_is_lost_and_the_trial_goes_on_elsewhere(nodes: Any, 
     assert "COMPLETE" in "\n".join(lines)
 
 
+def test_a_card_that_torch_cannot_use_ends_the_study_with_the_reason(
+    nodes: Any, own_home: Path, tune: Tune
+) -> None:
+    told = nodes.add_node(  # that it has a card, which is not true
+        num_cpus=2,
+        num_gpus=1,
+        node_ip_address="127.0.0.1",
+        object_store_memory=clusters.OBJECT_STORE_BYTES,
+    )
+    try:
+        process = tune("a", "--workers", "1", "--gpus-per-worker", "1")
+        (output,) = outputs_of([process])
+    finally:
+        nodes.remove_node(told)
+    assert process.returncode == 2, output
+    assert "a worker on 127.0.0.1 has a GPU that PyTorch cannot use: " in output
+    assert "--gpus-per-worker 0 trains on CPUs" in output and "Traceback" not in output
+    with Database(f"sqlite:///{own_home}/studies.db").engine.connect() as connection:
+        assert connection.execute(hold_table.select()).all() == []
+
+
 def busy_node(cluster: Any) -> Any:
     """A node that runs a training worker."""
     import psutil

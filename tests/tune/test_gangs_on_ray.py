@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -19,9 +21,11 @@ from tests.conftest import tiny_recipe
 from ucd_ray.data.prepare import Prepared
 from ucd_ray.data.step import StepImages
 from ucd_ray.job import Job
+from ucd_ray.tune import gang_run
 from ucd_ray.tune.board import GO, PAUSE
 from ucd_ray.tune.cluster import connect, local_head
 from ucd_ray.tune.executors import Executor, Gang, follow
+from ucd_ray.tune.gangs import _Worker
 from ucd_ray.tune.single import quiet_ray
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -47,6 +51,9 @@ class FaultyJob(Job):
         if mine and self._first_time():
             if self.fault == "error":
                 raise OSError("image 7 cannot be read")
+            if self.fault == "CUDA error":
+                worker_of(sys._getframe()).cuda = True  # as on a card
+                raise RuntimeError("CUDA error: device-side assert triggered")
             if self.fault == "memory":
                 raise torch.OutOfMemoryError("injected: no memory")
             if self.fault == "kill":
@@ -59,6 +66,14 @@ class FaultyJob(Job):
         except FileExistsError:
             return False
         return True
+
+
+def worker_of(frame: FrameType) -> _Worker:
+    """The worker whose trial runs in this frame."""
+    while not isinstance(found := frame.f_locals.get("self"), _Worker):
+        assert frame.f_back is not None
+        frame = frame.f_back
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +150,31 @@ def test_an_error_on_one_rank_costs_only_its_own_trial(
         if per_run is None:
             (gang,) = executor.status()["gangs"].values()
             assert gang["starts"] == 1, "the gang went on with the same workers"
+
+
+@pytest.mark.parametrize("ranks", [(1,), (0, 1)], ids=["one-rank", "all-ranks"])
+def test_a_cuda_error_costs_its_trial_and_renews_the_gang(
+    cluster: str, job: FaultyJob, tmp_path: Path, ranks: tuple[int, ...]
+) -> None:
+    with start(tmp_path, None) as executor:
+        failed = run(executor, "0", replace(job, fault="CUDA error", ranks=ranks))
+        assert ends(failed) == ["failed"], "nobody knows what is left on the card"
+        assert failed[-1]["reason"] == "RuntimeError: CUDA error: device-side assert triggered"
+        assert run(executor, "1", replace(job, name=("study", "1")))[-1]["kind"] == "done"
+        (gang,) = executor.status()["gangs"].values()
+        assert gang["starts"] == 2, "the workers are new ones"
+
+
+def test_a_start_that_fails_leaves_its_place_to_the_next(
+    cluster: str, job: FaultyJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faulty, made = iter(["no kind of process group"]), gang_run.ControlGroup
+    monkeypatch.setattr(
+        gang_run, "ControlGroup", lambda kinds, timeout_s: made(next(faulty, kinds), timeout_s)
+    )
+    with start(tmp_path, None) as executor:
+        assert run(executor, "0", job)[-1]["kind"] == "done"
+        assert next(faulty, None) is None, "the first start has failed"
 
 
 def test_an_interrupted_study_ends_its_runs_before_its_connection(

@@ -59,7 +59,9 @@ class Bases:
             waits = [self._start(key) for key in list(self.left) if key not in self.running]
             reason = next(filter(None, waits), None)
             if self.running:
-                self.progress.wait_for("trials wait for the base step")
+                late = next(iter(self.dispatcher.waiting_reasons().values()), None)
+                waits_for = "trials wait for the base step"
+                self.progress.wait_for(f"the base step waits: {late}" if late else waits_for)
                 self._listen()
             elif reason is not None:
                 self.progress.wait_for(f"the base step waits: {reason}")

@@ -297,12 +297,15 @@ class Dispatcher:
             reasons[self.queued[-1]] = self._no_room
         for slot, started in self.since.items():
             if time.monotonic() - started > STUCK_S and self.queued:
-                gang = self.executor.gang
-                reasons[self.queued[0]] = Reason(
-                    STARTING,
-                    f"its {gang.workers} worker(s) have not started for {STUCK_S:.0f} s ({slot}); "
-                    "somebody else may have taken their place on the cluster",
+                trouble = self.executor.trouble(slot)
+                why = (
+                    f"the last try failed: {trouble}"
+                    if trouble
+                    else "somebody else may have taken their place on the cluster"
                 )
+                count = self.executor.gang.workers
+                told = f"its {count} worker(s) have not started for {STUCK_S:.0f} s ({slot}); {why}"
+                reasons[self.queued[0]] = Reason(STARTING, told)
         return reasons
 
     def _write_ledger(self, seconds: float) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ucd_ray.errors import CheckpointError, ClusterError, ConfigError
+from ucd_ray.errors import CheckpointError, ClusterError, ConfigError, UcdRayError
 from ucd_ray.job import Job
 from ucd_ray.recipe import Recipe, micro_batches
 from ucd_ray.tune.board import ENDS, GO, Board
@@ -64,7 +64,10 @@ class Host:
     thread: threading.Thread | None = None
     controller: Any = None
     retired: bool = False
+    trouble: str | None = None
+    """Why its last start failed; another is tried."""
     error: str | None = None
+    """Why none is."""
 
 
 @dataclass
@@ -131,6 +134,11 @@ class Executor:
 
     # Gangs.
 
+    def trouble(self, name: str) -> str | None:
+        """Why the last start of a gang failed, while another is tried."""
+        host = self.hosts.get(name)
+        return host.trouble if host else None
+
     def add_gang(self, name: str) -> None:
         """Starts a gang; its workers come up in the background."""
         import ray
@@ -166,13 +174,15 @@ class Executor:
                 return
             try:
                 before = self._starts(host.name)
-                reason = self._run(host)
+                error = self._run(host)
                 if self.left.is_set():
                     return
-                ended = self.trials_per_run == 1 and reason is None
+                host.retired |= self.trials_per_run == 1 and error is None
                 failed = 0 if self._starts(host.name) > before else failed + 1
-                host.retired |= ended
-                host.error = reason if failed == FAILED_STARTS else None
+                if isinstance(error, ClusterError):  # the same again
+                    failed = FAILED_STARTS
+                host.trouble = told(error) if error and failed else None
+                host.error = host.trouble if failed == FAILED_STARTS else None
             except (Exception, SystemExit):  # the connection to Ray is closed: the study has ended
                 return
             if failed:
@@ -189,7 +199,7 @@ class Executor:
         gangs = ray.get(self.board.status.remote())["gangs"]
         return int(gangs[name]["starts"]) if name in gangs else 0
 
-    def _run(self, host: Host) -> str | None:
+    def _run(self, host: Host) -> BaseException | None:
         """One Ray Train run.  Returns why it failed, None if it ended by itself."""
         from ucd_ray.tune.gang_run import run_gang
         from ucd_ray.tune.gangs import CONTROL_TIMEOUT_S, serve
@@ -315,20 +325,27 @@ def unpack(result: dict[str, Any]) -> dict[str, Any] | None:
     return json.loads(result["report"]) if "report" in result else None
 
 
-def root_cause(error: BaseException) -> str:
-    """The message of the innermost error that a nest of Ray errors carries."""
+def root_cause(error: BaseException) -> BaseException:
+    """The innermost error that a nest of Ray errors carries."""
     seen: set[int] = set()
     while id(error) not in seen:
         seen.add(id(error))
         inner = getattr(error, "cause", None) or error.__cause__
-        workers = getattr(error, "worker_failures", None)
-        if workers:
+        inner = getattr(error, "controller_failure", inner)
+        if workers := getattr(error, "worker_failures", None):
             inner = next(iter(workers.values()))
         if not isinstance(inner, BaseException):
             break
         error = inner
+    return error
+
+
+def told(error: BaseException) -> str:
+    """An error in one line; ours speak for themselves."""
+    if isinstance(error, UcdRayError):
+        return str(error)
     lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[-1] or lines[0]}"
+    return f"{type(error).__name__}: {lines[-1]}"
 
 
 def trial_jobs(job: Job, number: int | Run, recipe: Recipe, oom_retries: int) -> list[Job]:

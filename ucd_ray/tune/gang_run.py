@@ -22,6 +22,7 @@ from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
+from ucd_ray.errors import ClusterError
 from ucd_ray.tune.nodes import on_this_node
 
 LEAVE_S = 5.0  # for workers to leave their process group in order
@@ -52,11 +53,13 @@ class ControlGroupBackend(Backend):
     def on_start(self, worker_group: Any, backend_config: ControlGroup) -> None:
         """Before the training function."""
         size = len(worker_group)
-        url = worker_group.execute_single(0, free_url)
-        shared = (url, size, backend_config.kinds, backend_config.timeout_s)
-        ray.get(
-            [worker_group.execute_single_async(rank, join, rank, *shared) for rank in range(size)]
-        )
+        try:
+            url = worker_group.execute_single(0, free_url)
+            shared = (url, size, backend_config.kinds, backend_config.timeout_s)
+            ray.get([worker_group.execute_single_async(r, join, r, *shared) for r in range(size)])
+        except Exception:
+            worker_group.abort()  # Ray Train would forget it, and nobody would ever get its place
+            raise
 
     def on_shutdown(self, worker_group: Any, backend_config: ControlGroup) -> None:
         """After it."""
@@ -88,10 +91,26 @@ def join(rank: int, url: str, size: int, kinds: str, timeout_s: float) -> None:
         LOCAL_WORLD_SIZE=str(context.get_local_world_size()),
         NODE_RANK=str(context.get_node_rank()),
     )
-    if "nccl" in kinds:  # a collective that times out ends its process
+    if "nccl" in kinds:
+        check_card()
+        # A collective that times out ends its process.
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
     timeout = datetime.timedelta(seconds=timeout_s)
     dist.init_process_group(kinds, init_method=url, rank=rank, world_size=size, timeout=timeout)
+
+
+def check_card() -> None:
+    """Raises ClusterError if PyTorch cannot use the GPU that this worker was given."""
+    import torch
+
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (RuntimeError, AssertionError) as error:  # no driver, an old one; a build without CUDA
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise ClusterError(
+            f"a worker on {ray.util.get_node_ip_address()} has a GPU that PyTorch cannot use: {reason}; "
+            "`ucd-ray doctor` there tells more, --gpus-per-worker 0 trains on CPUs"
+        ) from None
 
 
 def leave() -> None:
