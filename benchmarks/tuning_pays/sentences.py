@@ -21,7 +21,9 @@ from benchmarks.tuning_pays.rows import (
 
 def answer(record: Record) -> list[str]:
     """What the record says, in sentences that follow from its numbers."""
-    sentences = [pays(record), promised(record), where(record)]
+    sentences = [pays(record)]
+    if not is_published(record):
+        sentences += [promised(record), where(record)]
     sentences += [beside(record, "mib", "UCD at its published params"), to_joint(record)]
     sentences += [order(record), searched(record), cost(record)]
     return [sentence for sentence in sentences if sentence]
@@ -29,7 +31,7 @@ def answer(record: Record) -> list[str]:
 
 def pays(record: Record) -> str:
     """Tuned against published, on what the study maximised."""
-    if record["study"]["best"]["number"] == 0:
+    if is_published(record):
         return "**Tuning found nothing better**: the best trial has the published params."
     found = difference(record, TUNED, PUBLISHED, "miou_all")
     if found is None:
@@ -46,6 +48,11 @@ def pays(record: Record) -> str:
         )
     verb = "Tuning pays" if found.mean > 0 else "The tuned params are worse than the published ones"
     return f"**{verb}**: {numbers}."
+
+
+def is_published(record: Record) -> bool:
+    """Whether no trial was better than that of the published params."""
+    return bool(record["study"]["best"]["number"] == 0)
 
 
 def promised(record: Record) -> str:
@@ -85,6 +92,8 @@ def to_joint(record: Record) -> str:
     """How far both are from training all classes at once."""
     parts = []
     for row, name in ((PUBLISHED, "published"), (TUNED, "tuned")):
+        if row == TUNED and is_published(record):
+            continue
         found = difference(record, row, "joint", "miou_all")
         if found is not None:
             parts.append(f"{name} params {found}")
@@ -120,9 +129,10 @@ def searched(record: Record) -> str:
         return ""
     epochs = max(len(curve) for curve in study["curves"].values())
     middle = median(len(study["curves"][str(trial["number"])]) for trial in pruned)
+    were, when = ("was", "after") if len(pruned) == 1 else ("were", "half of them after at most")
     text = (
-        f"{len(pruned)} of {len(study['trials'])} trials were pruned, half of them after {middle:.0f} of "
-        f"{epochs} epochs or less"
+        f"{len(pruned)} of {len(study['trials'])} trials {were} pruned, {when} {middle:.0f} of "
+        f"{epochs} epochs"
     )
     missed = [
         f"`{key}` {choice}"

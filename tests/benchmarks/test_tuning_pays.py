@@ -173,7 +173,7 @@ def test_params_are_shown_with_range_published_and_best_value() -> None:
 
 def test_what_the_study_left_out_is_said() -> None:
     text = page(record([]))
-    assert "1 of 3 trials were pruned, half of them after 1 of 2 epochs or less" in text
+    assert "1 of 3 trials was pruned, after 1 of 2 epochs" in text
     assert "no trial had `ucd.max_old` 0, `ucd.max_old` 128." in text
 
 
