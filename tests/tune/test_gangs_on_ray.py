@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,7 +24,7 @@ from ucd_ray.data.step import StepImages
 from ucd_ray.job import Job
 from ucd_ray.tune import gang_run
 from ucd_ray.tune.board import GO, PAUSE
-from ucd_ray.tune.cluster import connect, local_head
+from ucd_ray.tune.cluster import _environment, connect, local_head
 from ucd_ray.tune.executors import Executor, Gang, follow
 from ucd_ray.tune.gangs import _Worker
 from ucd_ray.tune.single import quiet_ray
@@ -78,9 +79,10 @@ def worker_of(frame: FrameType) -> _Worker:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
-    """The address of a private head for all tests of this file."""
+    """The address of a private head for all tests of this file; it says that it has a card."""
     folder = Path(tempfile.mkdtemp(prefix="ucd-", dir="/tmp"))
     with (
+        _environment(RAY_OVERRIDE_RESOURCES='{"GPU": 1}'),
         local_head(folder) as (address, _dashboard),
         connect(address, folder, job="gangs"),
         quiet_ray(),
@@ -175,6 +177,26 @@ def test_a_start_that_fails_leaves_its_place_to_the_next(
     with start(tmp_path, None) as executor:
         assert run(executor, "0", job)[-1]["kind"] == "done"
         assert next(faulty, None) is None, "the first start has failed"
+
+
+def test_two_trials_share_a_card(
+    cluster: str, job: FaultyJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = gang_run.ControlGroup  # networks train on CPUs here, whatever Ray counts
+    monkeypatch.setattr(gang_run, "ControlGroup", lambda _, timeout_s: made("gloo", timeout_s))
+    with Executor(Gang(1, 1.0, 0.5), str(tmp_path / "ray"), "study") as executor:
+        for number in range(2):
+            executor.add_gang(f"gang{number}")
+            one = replace(job, workers=1, name=("study", str(number)))
+            executor.put(str(number), one)
+        trials: set[str | None] = set()
+        while trials != {"0", "1"}:
+            gangs = executor.status()["gangs"].values()
+            trials = {gang["trial"] for gang in gangs if gang["up"]}
+            time.sleep(0.1)
+        assert ray.available_resources().get("GPU", 0.0) == 0.0, "both hold a half"
+        for number in range(2):
+            assert list(executor.reports(str(number), executor.status))[-1]["kind"] == "done"
 
 
 def test_an_interrupted_study_ends_its_runs_before_its_connection(
