@@ -185,18 +185,16 @@ def test_two_trials_share_a_card(
     made = gang_run.ControlGroup  # networks train on CPUs here, whatever Ray counts
     monkeypatch.setattr(gang_run, "ControlGroup", lambda _, timeout_s: made("gloo", timeout_s))
     with Executor(Gang(1, 1.0, 0.5), str(tmp_path / "ray"), "study") as executor:
-        for number in range(2):
-            executor.add_gang(f"gang{number}")
-            one = replace(job, workers=1, name=("study", str(number)))
-            executor.put(str(number), one)
-        trials: set[str | None] = set()
-        while trials != {"0", "1"}:
-            gangs = executor.status()["gangs"].values()
-            trials = {gang["trial"] for gang in gangs if gang["up"]}
+        for name in ("a", "b"):
+            executor.add_gang(name)
+        while not all(gang["up"] for gang in executor.status()["gangs"].values()):
             time.sleep(0.1)
         assert ray.available_resources().get("GPU", 0.0) == 0.0, "both hold a half"
-        for number in range(2):
-            assert list(executor.reports(str(number), executor.status))[-1]["kind"] == "done"
+        for key in ("0", "1"):  # neither waits for a base step of the other
+            own = str(tmp_path / key)
+            executor.put(key, replace(job, workers=1, name=("study", key), cache=own))
+        for key in ("0", "1"):
+            assert list(executor.reports(key, executor.status))[-1]["kind"] == "done"
 
 
 def test_an_interrupted_study_ends_its_runs_before_its_connection(
