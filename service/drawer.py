@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from typing import Any
 
 from ucd_ray.drawing import drawn
 from ucd_ray.drawing.chart import Chart
@@ -31,7 +30,7 @@ class Drawer:
         """The report of a study of the database at `url`.  Raises StudyError."""
         return await self._run(partial(report_of, url, study, left_out))
 
-    async def _run(self, work: Callable[[], Any]) -> bytes:
+    async def _run(self, work: Callable[[], bytes]) -> bytes:
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self._started(), work)

@@ -121,11 +121,11 @@ def test_three_studies_on_a_cluster_for_one_wait_with_their_reasons_and_end(
     outputs = outputs_of(studies)
     assert [process.returncode for process in studies] == [0, 0, 0], "\n".join(outputs)
     assert all("COMPLETE" in output for output in outputs)
+    # For others, not for its own workers to start, which take long on a busy machine.
+    outputs = [re.sub(r".*have not started for.*", "", output) for output in outputs]
     waited = [output for output in outputs if "waits" in output or "WAITING" in output]
     assert len(waited) >= 2
-    reasons = (
-        r"needs 2 CPUs, 1 free; study '[abc]' holds 2|is being trained by|goes first|not started"
-    )
+    reasons = r"needs 2 CPUs, 1 free; study '[abc]' holds 2|is being trained by|goes first"
     assert all(re.search(reasons, output) for output in waited), "\n".join(waited)
     assert sum(len(re.findall(r"base step step 0 done \(\d", output)) for output in outputs) == 1
     database = Database(f"sqlite:///{own_home}/studies.db")
