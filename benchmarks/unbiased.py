@@ -201,7 +201,7 @@ def main() -> None:
     for channels in args.channels:
         for layout in args.layouts:
             measure(channels, layout, args, table)
-    Console().print(table)
+    Console(width=140).print(table)
 
 
 if __name__ == "__main__":

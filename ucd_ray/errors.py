@@ -7,7 +7,8 @@
     ├── WeightsError (ValueError)     a pretrained-weight file
     ├── CheckpointError               the step cache, a trial's checkpoint
     ├── StudyError                    a study's name, spec or database
-    │   └── DatabaseError             the database does not answer, or refuses
+    │   ├── DatabaseError             the database does not answer, or refuses
+    │   └── NotDrawn                  a chart that would be empty
     ├── ClusterError                  Ray: resources, ports, address
     ├── ServiceError                  a service over HTTP: away, or broken
     │   └── RequestRefused            what was asked of it is wrong, or not allowed
@@ -52,6 +53,10 @@ class StudyError(UcdRayError):
 
 class DatabaseError(StudyError):
     """The database cannot be reached, or refuses what is asked."""
+
+
+class NotDrawn(StudyError):  # noqa: N818
+    """A chart has nothing to show; the message says why."""
 
 
 class ClusterError(UcdRayError):

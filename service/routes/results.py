@@ -11,8 +11,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
-from ucd_ray.drawing.chart import Chart
-from ucd_ray.errors import StudyError
+from ucd_ray.errors import NotDrawn, StudyError
 from ucd_ray.service.answering import answered, check_started, version_of
 from ucd_ray.service.auth import Reader
 from ucd_ray.service.bodies import ID
@@ -26,7 +25,6 @@ from ucd_ray.service.registered import with_names
 from ucd_ray.service.spool import Fill, Spool
 from ucd_ray.service.studies import StudyRow, Visible, find_visible
 from ucd_ray.tune.best import measured_trial
-from ucd_ray.tune.charts import NotDrawn, Source, chart_of
 from ucd_ray.tune.comparison import compare_studies
 from ucd_ray.tune.formats import write
 from ucd_ray.tune.results import open_view
@@ -200,8 +198,11 @@ async def get_plot(
     if (same := unchanged(request, tag)) is not None:
         return same
     if (known := core.answers.get(tag)) is None:
-        chart = await run_in_threadpool(_chart, core, study, kind, objective)
-        known = Answer(media, await core.drawer.draw(chart, form))
+        try:
+            drawn = await core.drawer.chart(_url(core), study.name, kind, objective, form)
+        except NotDrawn as error:
+            raise Problem(409, "NOTHING_TO_DRAW", str(error)) from None
+        known = Answer(media, drawn)
         core.answers.put(tag, known)
     return Response(known.body, media_type=media, headers=headers(tag))
 
@@ -214,9 +215,8 @@ async def get_report(study: Visible, core: CoreOf, request: Request) -> Response
     tag = tag_of(request, await version_of(core, study), "text/html")
     if (same := unchanged(request, tag)) is not None:
         return same
-    url = core.database.url.render_as_string(hide_password=False)
     try:
-        page = await core.drawer.report(url, study.name, LEFT_OUT)
+        page = await core.drawer.report(_url(core), study.name, LEFT_OUT)
     except StudyError as error:
         raise Problem(409, "NOTHING_TO_DRAW", str(error)) from None
     name = f'attachment; filename="{study.id}.html"'
@@ -236,8 +236,6 @@ async def get_standing(study: Visible, core: CoreOf) -> dict[str, Any]:
     return await run_in_threadpool(told)
 
 
-def _chart(core: Core, study: StudyRow, kind: str, objective: str | None) -> Chart:
-    try:
-        return chart_of(Source(core.database, study.name), kind, objective)
-    except NotDrawn as error:
-        raise Problem(409, "NOTHING_TO_DRAW", str(error)) from None
+def _url(core: Core) -> str:
+    """Of the database, for another process."""
+    return core.database.url.render_as_string(hide_password=False)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import importlib
 import json
-import time
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,11 +22,6 @@ def fine() -> Iterator[Finding]:
     yield Finding("fine", "ok", "all is well")
 
 
-def hangs() -> Iterator[Finding]:
-    time.sleep(30)
-    yield from ()
-
-
 def fails() -> Iterator[Finding]:
     raise ZeroDivisionError("by\n zero")
 
@@ -36,12 +31,17 @@ def refuses() -> Iterator[Finding]:
 
 
 def test_a_check_that_hangs_or_fails_is_a_finding_and_the_others_are_told() -> None:
-    before = time.monotonic()
+    told = threading.Event()
+
+    def hangs() -> Iterator[Finding]:
+        told.wait()
+        yield from ()
+
     checks = {"hangs": hangs, "fails": fails, "refuses": refuses, "fine": fine}
-    found = examine(checks, limit_s=0.3)
-    assert time.monotonic() - before < 3
+    found = examine(checks, limit_s=5)
+    told.set()
     assert [finding.state for finding in found] == ["wrong", "wrong", "wrong", "ok"]
-    assert "not done within 0.3 s" in found[0].found
+    assert "not done within 5 s" in found[0].found
     assert found[1].found == "ZeroDivisionError: by zero"
     assert (found[2].found, found[2].mend) == ("no cluster", "start one")
 

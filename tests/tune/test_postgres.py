@@ -177,10 +177,9 @@ def test_waiting_for_a_server_ends_with_its_name_and_the_reason(
             trial.report(1.0, 1)
         assert f"127.0.0.1:{own_server.port}" in str(caught.value)
         assert_no_password(str(caught.value))
-        start = time.monotonic()
-        with pytest.raises(StudyError):  # the wait is over; the next call does not begin another
+        with pytest.raises(StudyError) as again:  # the wait is over; the next call begins no other
             database.release("study")
-        assert time.monotonic() - start < 0.9
+        assert "(waited" not in str(again.value)
         assert len(said) == 1
     finally:
         own_server.start()
@@ -302,10 +301,9 @@ def test_a_wrong_name_or_password_fails_at_once(
     postgres: PostgresServer, change: dict[str, Any], message: str
 ) -> None:
     arguments = {"database": "postgres", **change}
-    start = time.monotonic()
     with pytest.raises(StudyError, match=message) as caught:
         Database(postgres.url(**arguments))
-    assert time.monotonic() - start < outage.FIRST_WAIT_S
+    assert "(waited" not in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
     assert_no_password(str(caught.value))
 

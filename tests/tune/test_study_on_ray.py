@@ -167,11 +167,12 @@ def test_a_study_trains_the_base_step_once_for_all_trials_on_two_workers(home: P
 
 
 def test_a_killed_driver_goes_on_with_the_same_trials(home: Path) -> None:
-    process = start(home, "--trials", "2")
-    created = read_until(process, r"trial 1 step 1 epoch 1/2")
+    two = ("--trials", "2", "--set", "optim.epochs_new=6")
+    process = start(home, *two)
+    created = read_until(process, r"trial 1 step 1 epoch 1/6")
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    again = start(home, "--trials", "2")
+    again = start(home, *two)
     output = read_until(again, "mIoU in percent on val")
     assert again.wait(timeout=60) == 0
     first, second = (line for line in created if "created: kd" in line)
@@ -183,14 +184,15 @@ def test_a_killed_driver_goes_on_with_the_same_trials(home: Path) -> None:
 
 
 def test_ctrl_c_ends_everything_and_the_same_command_goes_on(home: Path) -> None:
-    process = start(home, "--trials", "1")
-    read_until(process, r"trial 0 step 1 epoch 1/2")
+    one = ("--trials", "1", "--set", "optim.epochs_new=6")
+    process = start(home, *one)
+    read_until(process, r"trial 0 step 1 epoch 1/6")
     process.send_signal(signal.SIGINT)
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 130
     assert "the same command goes on where it stopped" in output
     assert "Traceback" not in output
-    again = start(home, "--trials", "1")
+    again = start(home, *one)
     lines = read_until(again, "mIoU in percent on val")
     assert again.wait(timeout=60) == 0
     assert not any("base step" in line for line in lines)

@@ -7,10 +7,10 @@ from dataclasses import replace
 from functools import partial
 
 from ucd_ray.drawing.chart import Chart
-from ucd_ray.errors import ConfigError, did_you_mean
+from ucd_ray.errors import ConfigError, NotDrawn, did_you_mean
 from ucd_ray.tune.charts import predictions, search, steps, trials
 from ucd_ray.tune.charts.front import front
-from ucd_ray.tune.charts.source import NotDrawn, Source
+from ucd_ray.tune.charts.source import Source
 
 OF_AN_OBJECTIVE: dict[str, Callable[[Source, int], Chart]] = {
     "history": trials.history,

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from ucd_ray.drawing.chart import Chart, Line, Mark, Plane, Points, Symbol
 from ucd_ray.drawing.colors import GREY, ORANGE, VERMILION
-from ucd_ray.tune.charts.source import DRAWN, NotDrawn, Objective, Source, thinned
+from ucd_ray.errors import NotDrawn
+from ucd_ray.tune.charts.source import DRAWN, Objective, Source, thinned
 from ucd_ray.tune.charts.trials import axis_of, joined
 from ucd_ray.tune.charts.words import measure_of
 from ucd_ray.tune.objectives import pareto

@@ -15,7 +15,8 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial
 
 from ucd_ray.drawing.chart import Axis
-from ucd_ray.tune.charts.source import NotDrawn, Source, thinned
+from ucd_ray.errors import NotDrawn
+from ucd_ray.tune.charts.source import Source, thinned
 from ucd_ray.tune.charts.words import unit_of
 from ucd_ray.tune.progress import short
 

@@ -13,10 +13,11 @@ from rich.console import Console
 from ucd_ray.checkpoint import StepCache
 from ucd_ray.drawing.chart import Chart, Pixels, Plane
 from ucd_ray.drawing.colors import BLACK, LIGHT, regions, rgb
+from ucd_ray.errors import NotDrawn
 from ucd_ray.job import Job
 from ucd_ray.recipe import Recipe
 from ucd_ray.store import masked
-from ucd_ray.tune.charts.source import NotDrawn, Source
+from ucd_ray.tune.charts.source import Source
 from ucd_ray.tune.charts.steps import VAL
 from ucd_ray.tune.charts.trials import joined
 from ucd_ray.tune.places import places

@@ -23,6 +23,7 @@ from ucd_ray.drawing.chart import (
     along,
 )
 from ucd_ray.drawing.colors import BLUE, VERMILION
+from ucd_ray.errors import NotDrawn
 from ucd_ray.tune.charts.params import (
     MOST,
     NEEDED,
@@ -32,7 +33,7 @@ from ucd_ray.tune.charts.params import (
     most_important,
     params_of,
 )
-from ucd_ray.tune.charts.source import NotDrawn, Objective, Source, thinned
+from ucd_ray.tune.charts.source import Objective, Source, thinned
 from ucd_ray.tune.charts.trials import (
     CROWDED,
     OF_REPLICATES,

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from numpy.typing import ArrayLike, NDArray
 from optuna.trial import FrozenTrial
 
-from ucd_ray.errors import ConfigError, StudyError, did_you_mean
+from ucd_ray.errors import ConfigError, NotDrawn, did_you_mean
 from ucd_ray.recipe import Recipe
 from ucd_ray.tune.charts.epochs import Curve, read_curves
 from ucd_ray.tune.charts.words import Measure, images_of, measure_of
@@ -44,10 +44,6 @@ class Objective:
     def better(self, values: ArrayLike) -> NDArray[np.float64]:
         """The values with a sign that makes higher ones better."""
         return np.asarray(values, float) * (1 if self.maximized else -1)
-
-
-class NotDrawn(StudyError):  # noqa: N818
-    """A chart has nothing to show; the message says why."""
 
 
 class Source:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from ucd_ray.confusion import shares, summed, unpack
 from ucd_ray.drawing.chart import Axis, Band, Bars, Cells, Chart, Line, Mark, Plane, Rule, Scale
 from ucd_ray.drawing.colors import BLUE, GREY, SERIES, series
-from ucd_ray.tune.charts.source import NotDrawn, Source
+from ucd_ray.errors import NotDrawn
+from ucd_ray.tune.charts.source import Source
 from ucd_ray.tune.charts.words import GROUPS
 from ucd_ray.tune.tables import class_table, confusion_table
 

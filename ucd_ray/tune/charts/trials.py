@@ -11,8 +11,9 @@ from optuna.trial import FrozenTrial
 
 from ucd_ray.drawing.chart import Axis, Chart, Line, Mark, Plane, Points, Symbol
 from ucd_ray.drawing.colors import BLUE, GREY, ORANGE, SKY, VERMILION
+from ucd_ray.errors import NotDrawn
 from ucd_ray.tune.charts.epochs import Curve
-from ucd_ray.tune.charts.source import NotDrawn, Objective, Source, thinned
+from ucd_ray.tune.charts.source import Objective, Source, thinned
 from ucd_ray.tune.charts.words import measure_of
 from ucd_ray.tune.progress import short
 

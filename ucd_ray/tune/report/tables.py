@@ -13,10 +13,10 @@ import sqlalchemy as sa
 from optuna.trial import FrozenTrial
 from pydantic import ValidationError
 
-from ucd_ray.errors import StudyError
+from ucd_ray.errors import NotDrawn, StudyError
 from ucd_ray.tune.cells import is_right, readable, unit_of
 from ucd_ray.tune.charts.params import importances
-from ucd_ray.tune.charts.source import NotDrawn, Source
+from ucd_ray.tune.charts.source import Source
 from ucd_ray.tune.chunks import trial_chunks
 from ucd_ray.tune.explain import explanation, recipe_with, show_range
 from ucd_ray.tune.ledger import KINDS, Spent, held, totals

@@ -1,0 +1,31 @@
+"""What both ways to compute the unbiased losses of a piece share."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from torch import Tensor
+
+LOG2_E = 1 / math.log(2)
+
+
+class Knobs(NamedTuple):
+    """Arguments of `unbiased_losses`."""
+
+    num_old: int
+    ignore_index: int
+    alpha: float
+    temperature: float
+
+
+def kinds(labels: Tensor, knobs: Knobs) -> tuple[Tensor, Tensor]:
+    """[b, n] bool: pixels that are not ignored, and those of them with a new class."""
+    is_valid = labels != knobs.ignore_index
+    return is_valid, is_valid & (labels >= knobs.num_old)
+
+
+def sharpened(old: Tensor, knobs: Knobs) -> Tensor:
+    """The old logits of which the teacher is the softmax."""
+    sharpness = knobs.alpha / knobs.temperature
+    return old if sharpness == 1 else old * sharpness
