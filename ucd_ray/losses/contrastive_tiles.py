@@ -30,10 +30,11 @@ from ucd_ray.losses.contrastive_vectors import (
     Columns,
     add_product,
     multiply,
+    softplus,
 )
 
-# Rows and elements of a tile; three are kept. On the CPU 2 MiB, for the caches of two cores; on
-# CUDA 64 MiB, since smaller kernels end before the next one is launched.
+# Rows and elements of a tile; three are kept, on a CPU four. There 2 MiB, for the caches of two
+# cores; on CUDA 64 MiB, since smaller kernels end before the next one is launched.
 TILES = {"cpu": (1024, 2**19), "cuda": (4096, 2**24)}
 
 
@@ -99,7 +100,8 @@ class _Tiles:
         vectors = columns.vectors
         self.num_rows, self.size = TILES.get(vectors.device.type, TILES["cuda"])
         self.size = min(self.size, self.num_rows * len(vectors))
-        self.buffers = [anchors.new_empty(self.size) for _ in range(3)]
+        num_buffers = 4 if anchors.is_cpu else 3
+        self.buffers = [anchors.new_empty(self.size) for _ in range(num_buffers)]
         self.factors = vectors.new_empty(self.size if vectors.dtype != anchors.dtype else 0)
 
     def loss(self, segments: list[Segment]) -> tuple[Tensor, Tensor]:
@@ -192,7 +194,7 @@ class _Tiles:
         parts = []
         for blocks in self._batches(segments):
             edges = list(accumulate((block.numel for block in blocks), initial=0))
-            margins, losses, weights = (buffer[: edges[-1]] for buffer in self.buffers)
+            margins, losses, weights, *spare = (buffer[: edges[-1]] for buffer in self.buffers)
             for block, edge in zip(blocks, edges, strict=False):
                 tile = self._similarities(
                     self.anchors[block.rows] / self.temperature, block.vectors, edge
@@ -203,7 +205,7 @@ class _Tiles:
                 tile[:, : block.num_shared].diagonal(block.offset).fill_(-torch.inf)
                 out = weights[edge : edge + block.numel].view_as(tile)
                 torch.mm(self.weights[block.rows], block.probs.T, out=out)
-            torch.ops.aten.softplus.out(margins, 1, 50, out=losses)
+            softplus(margins, losses, *spare)
             parts.append(losses.mul_(weights).sum())
             factors = torch.mul(margins.sigmoid_(), weights, out=self._factors(margins))
             for block, edge in zip(blocks, edges, strict=False):

@@ -20,6 +20,7 @@ from ucd_ray.losses.contrastive_vectors import (
     Columns,
     add_product,
     multiply,
+    softplus,
 )
 
 
@@ -61,7 +62,7 @@ def whole_losses(
         # An anchor's own copy is no positive.
         margin[:, : group.shared.stop - group.shared.start].diagonal().fill_(-torch.inf)
         torch.mm(weights[group.anchors], probs[span].T, out=factor)
-    loss = torch.nn.functional.softplus(margins, 1, 50).mul_(factors).sum()
+    loss = softplus(margins, torch.empty_like(margins)).mul_(factors).sum()
     factors.mul_(margins.sigmoid_())
     pull = torch.cat([factor.sum(dim=1, keepdim=True) for factor in factor_of])
 
