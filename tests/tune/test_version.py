@@ -10,6 +10,7 @@ import pytest
 from tests.tune.test_bridge import open_book, run_trial
 from tests.tune.test_results import ABOUT, step
 from ucd_ray.errors import StudyError
+from ucd_ray.tune import version as version_module
 from ucd_ray.tune.database import Database
 from ucd_ray.tune.results import trials_table
 from ucd_ray.tune.version import StudyVersion
@@ -79,3 +80,16 @@ def test_the_runs_of_replicates_count(tmp_path: Path) -> None:
 def test_a_study_that_is_not_there_has_none(any_url: str) -> None:
     with pytest.raises(StudyError, match="no study 'other'"):
         StudyVersion(Database(any_url), "other").read()
+
+
+def test_a_version_does_not_depend_on_how_many_rows_are_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    book = open_book(tmp_path)
+    for _ in range(3):
+        run_trial(book, 30.0)
+    book.study.enqueue_trial({"kd.weight": 3.0})
+    whole = StudyVersion(book.database, "study").read()
+    for at_once in (1, 2, 4):
+        monkeypatch.setattr(version_module, "AT_ONCE", at_once)
+        assert StudyVersion(book.database, "study").read() == whole

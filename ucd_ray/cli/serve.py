@@ -41,6 +41,7 @@ def serve(
 ) -> None:
     """Serve studies over REST until Ctrl-C; they go on at the next start."""
     from ucd_ray.service.serve import serve as run
+    from ucd_ray.service.serve import spare_memory
     from ucd_ray.service.settings import read_settings
 
     settings = read_settings(
@@ -51,6 +52,7 @@ def serve(
         ray_dashboard=ray_dashboard,
         ray_token_file=ray_token_file,
     )
+    spare_memory()
     run(settings, say)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.storages._rdb import models
+from optuna.trial import TrialState
 
 from ucd_ray.tune import commands
 from ucd_ray.tune.database import Database
@@ -31,6 +32,7 @@ from ucd_ray.tune.trial_rows import (
 )
 
 CHUNK = 2000  # trials
+ENDED = [state for state in TrialState if state.is_finished()]
 ATTRIBUTES = (
     "code",
     RESULTS,
@@ -121,6 +123,14 @@ def param_types(database: Database, study: str) -> dict[str, set[type]]:
         else:
             found.add(int if isinstance(distribution, IntDistribution) else float)
     return kinds
+
+
+def count_ended(database: Database, study: str) -> int:
+    """How many trials of a study have ended, one way or another."""
+    query = sa.select(sa.func.count()).where(
+        TRIALS.c.study_id == optuna_id(database, study), TRIALS.c.state.in_(ENDED)
+    )
+    return int(database.read(lambda connection: connection.execute(query).scalar_one()))
 
 
 def optuna_id(database: Database, study: str) -> int | None:

@@ -13,6 +13,7 @@ from ucd_ray.errors import CheckpointError, StudyError
 from ucd_ray.step_eviction import stored_steps
 from ucd_ray.store import Store
 from ucd_ray.tune import commands
+from ucd_ray.tune.chunks import count_ended
 from ucd_ray.tune.database import Database
 from ucd_ray.tune.events import STUDY_KIND, last_lines
 from ucd_ray.tune.goals import goals_of
@@ -99,7 +100,8 @@ def overview(database: Database, name: str, where: Places) -> Overview:
     opened = [
         _open_trial(t, lines.get(t.number), driven) for t in trials if not t.state.is_finished()
     ]
-    budgets = _budgets(stored, trials, wanted_trials(database, stored), best, ledger)
+    wanted = wanted_trials(database, stored)
+    budgets = _budgets(stored, finished(trials), _since(trials, best), wanted, ledger)
     checkpoints, steps = _disk(where, name, trials)
     return Overview(
         name=name,
@@ -139,9 +141,13 @@ def wanted_trials(database: Database, stored: dict[str, Any]) -> int:
 
 def budgets_of(database: Database, name: str) -> list[Budget]:
     """What of a study's budgets is used; that of trials first.  Raises StudyError if there is none."""
-    stored, trials = database.stored_spec(name), stored_trials(database, name)
-    best = best_of(goals_of(stored), trials)
-    return _budgets(stored, trials, wanted_trials(database, stored), best, totals(database, name))
+    stored, since = database.stored_spec(name), 0
+    ended = count_ended(database, name)
+    if stored.get("patience") is not None:  # else no trial need be read
+        trials = stored_trials(database, name)
+        since = _since(trials, best_of(goals_of(stored), trials))
+    wanted = wanted_trials(database, stored)
+    return _budgets(stored, ended, since, wanted, totals(database, name))
 
 
 def _state(database: Database, name: str, driver: Driver | None, budgets: list[Budget]) -> str:
@@ -179,17 +185,19 @@ def _base_line(line: Any, trials: list[FrozenTrial], driven: bool) -> str | None
     return line.text if line is not None and driven and not started else None
 
 
+def _since(trials: list[FrozenTrial], best: Best | None) -> int:
+    """Trials that have ended since the best one was taken."""
+    if best is None:
+        return 0
+    return sum(t.state.is_finished() and t.number > best.newest for t in trials)
+
+
 def _budgets(
-    stored: dict[str, Any],
-    trials: list[FrozenTrial],
-    wanted: int,
-    best: Best | None,
-    ledger: dict[str, Spent],
+    stored: dict[str, Any], ended: int, since: int, wanted: int, ledger: dict[str, Spent]
 ) -> list[Budget]:
     wall = ledger.get("wall", Spent()).cpu / 3600
-    since = sum(t.state.is_finished() and t.number > best.newest for t in trials) if best else 0
     return [
-        Budget("trials", finished(trials), wanted),
+        Budget("trials", ended, wanted),
         Budget("h of wall time", wall, stored.get("max_hours")),
         Budget("GPU h", held(ledger).gpu / 3600, stored.get("max_gpu_hours")),
         Budget("trials since the best", since, stored.get("patience")),

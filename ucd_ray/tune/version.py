@@ -19,6 +19,7 @@ from ucd_ray.tune.database import Database, is_driven
 from ucd_ray.tune.tables import revision_table, step_table, study_table, taken_table
 from ucd_ray.tune.trial_rows import INTERMEDIATE, STUDIES, TRIALS, USER_ATTRS
 
+AT_ONCE = 2000  # rows in memory
 OPEN = (TrialState.WAITING, TrialState.RUNNING)
 
 
@@ -83,7 +84,7 @@ class StudyVersion:
             .where(TRIALS.c.study_id == study_id, TRIALS.c.trial_id > settled.last)
             .order_by(TRIALS.c.trial_id)
         )
-        rows = connection.execute(query).all()
+        rows = connection.execute(query, execution_options={"yield_per": AT_ONCE})
         counts = [settled.count, 0, 0]  # finished, running, queued
         ended = True  # as long as all up to here have
         opened = []
