@@ -1,6 +1,6 @@
-"""Makes charts and reports in a process of its own: requests are answered meanwhile, whatever they take.
+"""Makes charts and reports in processes of its own: requests are answered meanwhile, whatever they take.
 
-It alone imports what draws.
+They alone import what draws, and what runs a network: its 500 MB go with the process that needed them.
 """
 
 from __future__ import annotations
@@ -8,12 +8,15 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 
+from ucd_ray.errors import CheckpointError, DataError, NotDrawn, WeightsError
 from ucd_ray.tune.database import Database
+
+NETWORK = "predictions"  # the chart that runs one
 
 
 class Drawer:
@@ -22,6 +25,7 @@ class Drawer:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._pool: ProcessPoolExecutor | None = None
+        self._one_network = asyncio.Lock()
 
     async def chart(
         self, url: str, study: str, name: str, objective: str | None, form: str
@@ -30,11 +34,12 @@ class Drawer:
 
         Raises ConfigError for an unknown objective, NotDrawn if the chart would be empty.
         """
-        return await self._run(partial(_chart, url, study, name, objective, form))
+        run = self._run_once if name == NETWORK else self._run
+        return await run(partial(_chart, url, study, name, objective, form))
 
-    async def report(self, url: str, study: str, left_out: Mapping[str, str]) -> bytes:
+    async def report(self, url: str, study: str) -> bytes:
         """The report of a study of the database at `url`.  Raises StudyError."""
-        return await self._run(partial(_report, url, study, left_out))
+        return await self._run_once(partial(_report, url, study))
 
     async def _run(self, work: Callable[[], bytes]) -> bytes:
         loop = asyncio.get_running_loop()
@@ -44,11 +49,18 @@ class Drawer:
             self.close()
             return await loop.run_in_executor(self._started(), work)
 
+    async def _run_once(self, work: Callable[[], bytes]) -> bytes:
+        async with self._one_network:
+            pool = _process()
+            try:
+                return await asyncio.get_running_loop().run_in_executor(pool, work)
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
     def _started(self) -> ProcessPoolExecutor:
         with self._lock:
-            if self._pool is None:  # not forked: threads of ours may hold locks
-                spawn = multiprocessing.get_context("spawn")
-                self._pool = ProcessPoolExecutor(1, mp_context=spawn)
+            if self._pool is None:
+                self._pool = _process()
             return self._pool
 
     def close(self) -> None:
@@ -59,14 +71,22 @@ class Drawer:
                 self._pool = None
 
 
+def _process() -> ProcessPoolExecutor:
+    # Not forked: threads of ours may hold locks.
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+
+
 def _chart(url: str, study: str, name: str, objective: str | None, form: str) -> bytes:
     from ucd_ray.drawing import drawn
     from ucd_ray.tune.charts import Source, chart_of
 
-    return drawn(chart_of(Source(Database(url), study), name, objective), form)
+    try:
+        return drawn(chart_of(Source(Database(url), study), name, objective), form)
+    except (CheckpointError, DataError, WeightsError) as error:  # of a network, or of its images
+        raise NotDrawn(str(error)) from None
 
 
-def _report(url: str, study: str, left_out: Mapping[str, str]) -> bytes:
+def _report(url: str, study: str) -> bytes:
     from ucd_ray.tune.report import report_of
 
-    return report_of(url, study, left_out)
+    return report_of(url, study)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -12,13 +13,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import sqlalchemy as sa
 from fastapi import FastAPI
+from optuna.trial import TrialState
 
 from tests.service.live import serving
 from tests.service.rows import add_row, app_with_study
 from tests.tune.charts.studies import fill
+from tests.tune.test_results import ABOUT
 from ucd_ray import cli
 from ucd_ray.client import Client
 from ucd_ray.service import creation
@@ -242,7 +246,9 @@ def test_charts_are_those_that_the_command_draws_beside_the_database(
     ("options", "told"),
     [
         (("--plots", "x", "--chart", "histroy"), "did you mean 'history'"),
-        (("--plots", "x", "--chart", "predictions"), "without --server"),
+        (("--plots", "x", "--chart", "predictions"), "is not in the step cache"),
+        (("--picture", "x.png"), "is not in the step cache"),
+        (("--picture", "no/x.png"), "there is no directory 'no'"),
         (("--chart", "history"), "give a directory"),
     ],
 )
@@ -338,6 +344,23 @@ def test_a_pause_is_waited_for(run: Run, app: FastAPI) -> None:
     assert (code, "is PAUSED" in out) == (0, True)
 
 
+def test_the_end_of_a_trial_is_waited_for(run: Run, app: FastAPI) -> None:
+    database = app.state.core.database
+    study = optuna.create_study(study_name="open", storage=database.optuna_storage())
+    database.save_spec("open", json.dumps(database.stored_spec("study")), ABOUT)
+    add_row(database, "open", name="open", title="open")
+    trial = study.ask()
+    database.claim("open")  # by a driver that does not answer
+    code, out, _ = run("study", "cancel", "open", "0", "--wait", "0")
+    assert (code, "the command (cancel) stays for it" in out) == (1, True), out
+    ended = threading.Timer(1.0, study.tell, (trial,), {"state": TrialState.FAIL})
+    ended.start()
+    code, out, _ = run("study", "cancel", "open", "0", "--wait", "60")
+    ended.join()
+    assert (code, out) == (0, "trial 0 of study 'open' is FAILED\n")
+    database.release("open")
+
+
 def test_a_report_is_the_one_that_is_written_beside_the_database(
     run: Run, here: Run, app: FastAPI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -349,7 +372,7 @@ def test_a_report_is_the_one_that_is_written_beside_the_database(
     shown = r"<h[1-3].*?</h[1-3]>|Plotly.newPlot.*?,"
     parts = [re.findall(shown, file.read_text()) for file in (remote, own)]
     assert parts[0] == parts[1] and len(parts[0]) > 10
-    assert "it runs a network, which a service does not" in remote.read_text()
+    assert "is not in the step cache" in remote.read_text()
     code, _, told = run("report", "abc", "--out", str(tmp_path / "no" / "report.html"))
     assert code == 2 and "there is no directory" in told
 
@@ -374,9 +397,7 @@ def test_what_only_works_here_is_refused(arguments: tuple[str, ...], run: Run) -
     ("arguments", "option"),
     [
         ((*TUNE, "--tensorboard", "x"), "--tensorboard"),
-        (("results", "abc", "--picture", "x.png"), "--picture"),
         (("results", "abc", "--plots", "x", "--finetune"), "--finetune"),
-        (("study", "cancel", "abc", "0", "--wait", "3"), "--wait"),
         (("report", "abc", "--finetune"), "--finetune"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

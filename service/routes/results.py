@@ -45,8 +45,8 @@ Kind = Literal[
     "forgetting",
     "classes",
     "confusion",
-]  # all of the library's but those left out
-LEFT_OUT = {"predictions": "it runs a network, which a service does not"}
+    "predictions",
+]
 TableForm = Annotated[
     str | None, Query(description=f"Instead of `Accept`: {', '.join(TABLES.values())}.")
 ]
@@ -216,7 +216,7 @@ async def get_report(study: Visible, core: CoreOf, request: Request) -> Response
     if (same := unchanged(request, tag)) is not None:
         return same
     try:
-        page = await core.drawer.report(_url(core), study.name, LEFT_OUT)
+        page = await core.drawer.report(_url(core), study.name)
     except StudyError as error:
         raise Problem(409, "NOTHING_TO_DRAW", str(error)) from None
     name = f'attachment; filename="{study.id}.html"'

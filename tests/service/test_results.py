@@ -220,7 +220,15 @@ def test_a_chart_comes_as_figure_and_drawn(client: TestClient) -> None:
     assert png.content.startswith(b"\x89PNG")
     again = client.get(url, headers={"Accept": "image/png", "If-None-Match": png.headers["etag"]})
     assert again.status_code == 304
-    assert client.get("/v1/studies/abc/plots/predictions").status_code == 404
+
+
+def test_predictions_of_a_network_that_is_not_there_have_nothing_to_show(
+    client: TestClient,
+) -> None:
+    answer = client.get("/v1/studies/abc/plots/predictions")
+    assert (answer.status_code, answer.json()["code"]) == (409, "NOTHING_TO_DRAW")
+    assert "is not in the step cache" in answer.json()["detail"]
+    assert client.get("/v1/studies/abc/plots/pie").status_code == 404
 
 
 def test_a_report_is_one_page_that_needs_no_network(client: TestClient, tmp_path: Path) -> None:

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 
 from ucd_ray.cli.shared import say_beside
 from ucd_ray.drawing.interactive import page_of
-from ucd_ray.errors import ConfigError, RequestRefused, StudyError
+from ucd_ray.errors import RequestRefused, StudyError
 from ucd_ray.tune.charts import CHARTS, OF_AN_OBJECTIVE, check_chart
-from ucd_ray.tune.report import make_directory, save
+from ucd_ray.tune.report import check_place, make_directory, save
 
 if TYPE_CHECKING:
     from ucd_ray.client import Client, StudyView
 
-HERE = "predictions"  # a chart that runs a network, which a service does not
 EMPTY = "NOTHING_TO_DRAW"  # code of the refusal
 
 
@@ -34,11 +33,7 @@ def write_charts(
     """
     for name in names or ():
         check_chart(name)
-        if name == HERE:
-            raise ConfigError(f"chart '{HERE}' runs a network: it is drawn without --server only")
-    chosen = [
-        (name, of) for name in names or CHARTS if name != HERE for of in _objectives(study, name)
-    ]
+    chosen = [(name, of) for name in names or CHARTS for of in _objectives(study, name)]
     written = 0
     make_directory(plots)
     for name, each in chosen:
@@ -74,3 +69,10 @@ def _write(
     save(page.encode(), plots / f"{called}.html")
     png = service.plot(study.id, name, form="png", objective=wanted)
     save(png, plots / f"{called}.png")
+
+
+def write_picture(service: Client, study: StudyView, picture: Path) -> None:
+    """Writes the best trial's predictions as PNG.  Raises ConfigError, RequestRefused."""
+    check_place(picture)
+    save(service.plot(study.id, "predictions", form="png"), picture)
+    say_beside(f"wrote {picture}")

@@ -6,11 +6,14 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ucd_ray.cli.remote import connected
 from ucd_ray.cli.shared import check_table_format, console, show
 from ucd_ray.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ucd_ray.client import Client, StudyView
 
 
 def results(
@@ -26,6 +29,7 @@ def results(
     all_rows: bool,
     output: str,
     out: Path | None,
+    picture: Path | None,
     plots: Path | None,
     charts: list[str] | None,
     objective: str | None,
@@ -49,8 +53,10 @@ def results(
     with connected() as service:
         if study is None:
             assert published is not None
-            if plots is not None:
-                raise ConfigError("--plots draws the charts of a study, not of published rows")
+            if plots is not None or picture is not None:
+                raise ConfigError(
+                    "--plots and --picture draw charts of a study, not of published rows"
+                )
             if any(value for name, value in chosen.items() if name != "limit") or limit:
                 raise ConfigError("with --server, --published has all rows: use --format csv")
             title, pieces = f"published: {published}", service.published(published, form=form)
@@ -58,10 +64,7 @@ def results(
             title = f"study {study}" + (f": {view}" if view != "trials" else "")
             found = service.find(study)
             pieces = service.pieces(found.id, view, form=form, **chosen)
-            if plots is not None:
-                from ucd_ray.cli.remote.charts import write_charts
-
-                write_charts(service, found, plots, charts, objective)
+            _write_charts(service, found, picture, plots, charts, objective)
         if on_screen:
             show(_rows(pieces), title, output, out, limit=limit)
             if study is not None and view == "trials" and out is None:
@@ -69,6 +72,22 @@ def results(
                     console.print(line, highlight=False, soft_wrap=True)
         else:
             _write(pieces, out)
+
+
+def _write_charts(
+    service: Client,
+    study: StudyView,
+    picture: Path | None,
+    plots: Path | None,
+    charts: list[str] | None,
+    objective: str | None,
+) -> None:
+    from ucd_ray.cli.remote.charts import write_charts, write_picture
+
+    if picture is not None:
+        write_picture(service, study, picture)
+    if plots is not None:
+        write_charts(service, study, plots, charts, objective)
 
 
 def _rows(pieces: Iterator[bytes]) -> Any:

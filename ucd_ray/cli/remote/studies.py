@@ -156,10 +156,19 @@ def study_clone(name: str, to: str | None) -> None:
     say(f"study '{copy.name}' is {copy.id}, {copy.state}")
 
 
-def study_cancel(name: str, number: int) -> None:
+def study_cancel(name: str, number: int, wait: float) -> None:
     """Ends one open trial."""
+    deadline = time.monotonic() + wait
     with connected() as service:
-        _done(service.stop_trial(service.find(name).id, number))
+        study = service.find(name)
+        outcome = service.stop_trial(study.id, number)
+        while not outcome.done and time.monotonic() < deadline:
+            time.sleep(AGAIN_S)
+            trial = service.trial(study.id, number)
+            if trial.state not in ("RUNNING", "WAITING"):
+                say(f"trial {number} of study '{study.name}' is {trial.state}")
+                return
+    _done(outcome)
 
 
 def study_enqueue(name: str, values: list[str] | None) -> None:

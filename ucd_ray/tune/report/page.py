@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ucd_ray.drawing.interactive import for_script, plotly_js
-from ucd_ray.tune.charts import CHARTS, Source, drawings
+from ucd_ray.tune.charts import Source, drawings
 from ucd_ray.tune.database import Database
 from ucd_ray.tune.event_data import shown_state
 from ucd_ray.tune.report.plots import Written, check_finished, check_place, made, save
@@ -27,25 +26,21 @@ def write_report(source: Source, path: Path) -> Written:
     check_finished(source)
     check_place(path)
     done = Written()
-    done.size = save(_page(source, (), done), path)
+    done.size = save(_page(source, done), path)
     return done
 
 
-def report_of(url: str, study: str, left_out: Mapping[str, str]) -> bytes:
-    """The report of a study without some charts.  Raises StudyError.
-
-    url: of its database; left_out: why, by the name of each chart
-    """
+def report_of(url: str, study: str) -> bytes:
+    """The same of a study of the database at `url`.  Raises StudyError if no trial has finished."""
     source = Source(Database(url), study)
     check_finished(source)
-    names = [name for name in CHARTS if name not in left_out]
-    return _page(source, names, Written(not_drawn=dict(left_out)))
+    return _page(source, Written())
 
 
-def _page(source: Source, names: Sequence[str], done: Written) -> bytes:
+def _page(source: Source, done: Written) -> bytes:
     charts = [
         {"name": c.name, "title": c.title, "note": c.note, "figure": Markup(for_script(c))}
-        for c in made(drawings(source, names), done)
+        for c in made(drawings(source), done)
     ]
     return _render(source, charts=charts, not_drawn=done.not_drawn)
 
