@@ -9,11 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests.postgres import PostgresServer, running
 from ucd_ray.data.prepare import Generated, Prepared, prepare
 from ucd_ray.job import Job
 from ucd_ray.recipe import Recipe
+
+# The same examples in every run, on machines of any speed.
+settings.register_profile("tests", deadline=None, derandomize=True)
+settings.load_profile("tests")
 
 # shapes-8-2 has three steps; timm's smallest residual network, for its own tests.
 TINY: dict[str, Any] = {

@@ -707,7 +707,7 @@ def permuted(batch: Batch, order: Tensor) -> None:
     batch.labels = batch.labels.flatten()[order].view_as(batch.labels)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10**6), order=st.permutations(range(40)), authors=st.booleans())
 def test_order_of_pixels_and_images_does_not_matter(
     seed: int, order: list[int], authors: bool
@@ -718,7 +718,7 @@ def test_order_of_pixels_and_images_does_not_matter(
     assert batch.loss(form=form).item() == pytest.approx(expected, rel=1e-11)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10**6))
 def test_order_of_images_moves_the_gradient_along(seed: int) -> None:
     batch = Batch(seed, size=(3, 4, 3))
@@ -730,7 +730,7 @@ def test_order_of_images_moves_the_gradient_along(seed: int) -> None:
     torch.testing.assert_close(gradient, expected.roll(1, 0), rtol=1e-10, atol=1e-12)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     seed=st.integers(0, 10**6),
     ids=st.lists(st.integers(NUM_OLD, 254), min_size=2, max_size=2, unique=True),
@@ -745,7 +745,7 @@ def test_names_of_new_classes_do_not_matter(seed: int, ids: list[int]) -> None:
     assert batch.loss().item() == pytest.approx(expected, rel=1e-11)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10**6), border=st.integers(1, 3))
 def test_an_ignored_border_does_not_matter(seed: int, border: int) -> None:
     batch = Batch(seed)

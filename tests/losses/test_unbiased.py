@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -306,7 +306,6 @@ sizes = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4))
 seeds = st.integers(0, 2**16)
 
 
-@settings(deadline=None)
 @given(sizes, st.integers(1, 4), st.integers(0, 3), seeds)
 def test_order_of_pixels_and_images_does_not_matter(
     size: tuple[int, int, int], num_old: int, num_new: int, seed: int
@@ -324,7 +323,6 @@ def test_order_of_pixels_and_images_does_not_matter(
     assert_same(unbiased_losses(moved(new), moved(old), moved(labels)), losses, new, 1e-10)
 
 
-@settings(deadline=None)
 @given(sizes, st.integers(1, 4), st.integers(1, 4), seeds)
 def test_names_of_new_classes_do_not_matter(
     size: tuple[int, int, int], num_old: int, num_new: int, seed: int
@@ -337,7 +335,6 @@ def test_names_of_new_classes_do_not_matter(
     assert_same(unbiased_losses(new[:, names.argsort()], old, renamed), losses, new, 1e-10)
 
 
-@settings(deadline=None)
 @given(sizes, st.integers(1, 4), st.integers(0, 4), seeds)
 def test_which_old_class_a_label_names_does_not_matter(
     size: tuple[int, int, int], num_old: int, num_new: int, seed: int

@@ -16,7 +16,8 @@ from ucd_ray.drawing.colors import BLACK, LIGHT, regions, rgb
 from ucd_ray.errors import NotDrawn
 from ucd_ray.job import Job
 from ucd_ray.recipe import Recipe
-from ucd_ray.store import masked
+from ucd_ray.step_eviction import stored_steps
+from ucd_ray.store import Store, masked
 from ucd_ray.tune.charts.source import Source
 from ucd_ray.tune.charts.steps import VAL
 from ucd_ray.tune.charts.trials import joined
@@ -33,7 +34,9 @@ WIDTH = 2.1  # inches of a panel
 def predictions(source: Source) -> Chart:
     """The best trial's predictions after its first and last step, beside truth and fine-tuning."""
     number = source.best.number
-    recipe = best_recipe(source)
+    recipe, cache = best_recipe(source), places().steps
+    if not stored_steps(Store(cache)):  # else data would be prepared for nothing
+        raise NotDrawn(f"the network of trial {number} is not in the step cache '{masked(cache)}'")
     job = _job(source, recipe, f"{number}")
     last = len(job.recipe.steps.steps) - 1
     rows = _rows(job)
