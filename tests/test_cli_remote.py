@@ -361,6 +361,18 @@ def test_the_end_of_a_trial_is_waited_for(run: Run, app: FastAPI) -> None:
     database.release("open")
 
 
+def test_a_queued_trial_has_not_ended(run: Run, app: FastAPI) -> None:
+    database = app.state.core.database
+    study = optuna.create_study(study_name="queued", storage=database.optuna_storage())
+    database.save_spec("queued", json.dumps(database.stored_spec("study")), ABOUT)
+    add_row(database, "queued", name="queued", title="queued")
+    study.enqueue_trial({"kd.weight": 3.0})
+    database.claim("queued")  # by a driver that does not answer
+    code, out, _ = run("study", "cancel", "queued", "0", "--wait", "8")
+    assert (code, "the command (cancel) stays for it" in out) == (1, True), out
+    database.release("queued")
+
+
 def test_a_report_is_the_one_that_is_written_beside_the_database(
     run: Run, here: Run, app: FastAPI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ from ucd_ray.service.query import Route
 from ucd_ray.service.routes.trials import MOST, TrialNumber, check_trial
 from ucd_ray.service.studies import Visible
 from ucd_ray.service.trial_views import Lines
-from ucd_ray.tune.event_data import is_by
+from ucd_ray.tune.event_data import ENDED, is_by
 from ucd_ray.tune.events import events
 
 router = APIRouter(route_class=Route, prefix="/v1/studies/{study_id}", tags=["events"])
@@ -28,7 +28,6 @@ router = APIRouter(route_class=Route, prefix="/v1/studies/{study_id}", tags=["ev
 PING_S = 15  # between signs of life
 SEND_S = 30.0  # that a client may take for one event before it is cut off
 LINES = 1000  # of one answer
-ENDED = ("COMPLETE", "PRUNED", "FAILED", "INFEASIBLE", "CANCELLED")
 LARGEST = 2**62
 
 OfTrial = Annotated[int | None, Query(ge=0, le=MOST, description="Of this trial only.")]

@@ -11,6 +11,7 @@ from typing import Any
 
 from ucd_ray.tune.reasons import code_of
 
+ENDED = ("COMPLETE", "PRUNED", "FAILED", "INFEASIBLE", "CANCELLED")  # of `shown_state`
 OWN_STATES = {"OUT_OF_MEMORY": "INFEASIBLE", "STOPPED_BY_USER": "CANCELLED"}  # by reason code
 WORKER = "worker"  # kind of the lines that one worker said
 IMAGES = ("select", "val")

@@ -16,7 +16,7 @@ from ucd_ray.cli.remote.tune import stamp, why
 from ucd_ray.cli.shared import console, one_of, parse_value, read_values, say, study_settings
 from ucd_ray.errors import ConfigError, RequestRefused
 from ucd_ray.service.states import PAUSING, STOPPING
-from ucd_ray.tune.event_data import is_by
+from ucd_ray.tune.event_data import ENDED, is_by
 
 if TYPE_CHECKING:
     from ucd_ray.client import Client, Done, Line, StudyView
@@ -165,7 +165,7 @@ def study_cancel(name: str, number: int, wait: float) -> None:
         while not outcome.done and time.monotonic() < deadline:
             time.sleep(AGAIN_S)
             trial = service.trial(study.id, number)
-            if trial.state not in ("RUNNING", "WAITING"):
+            if trial.state in ENDED:
                 say(f"trial {number} of study '{study.name}' is {trial.state}")
                 return
     _done(outcome)
