@@ -29,7 +29,7 @@ from tests.losses.table import (
 from ucd_ray import losses
 
 PUBLISHED = "attraction as published"
-FEW = settings(max_examples=8, deadline=None, derandomize=True)
+FEW = settings(max_examples=8)
 SAMPLES = st.builds(
     lambda images, num_old, seed: make_sample(images=images, num_old=num_old, seed=seed),
     st.integers(1, 3),

@@ -33,8 +33,6 @@ from ucd_ray.tune.spec import StudySpec
 EXAMPLES = 10 * int(os.environ.get("UCD_RAY_FUZZ_EXAMPLES", "8"))
 QUICK = settings(
     max_examples=EXAMPLES,
-    deadline=None,
-    derandomize=True,
     database=None,
     suppress_health_check=list(HealthCheck),
 )

@@ -55,8 +55,6 @@ def test_the_service_keeps_what_its_description_promises(
 
         @settings(
             max_examples=EXAMPLES,
-            deadline=None,
-            derandomize=True,
             database=None,
             suppress_health_check=list(HealthCheck),
         )

@@ -26,37 +26,33 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 __all__ = ["home"]  # a fixture
 
 
-class Terminal:
-    """Where `ucd-ray study ...` is typed while a study runs in another."""
+def command(*arguments: str) -> str:
+    """What `ucd-ray study ...` prints; it must end well."""
+    return output_of(start_command(*arguments))
 
-    def __init__(self, database: Database) -> None:
-        self.database = database
 
-    def command(self, *arguments: str) -> str:
-        """What a command prints; it must end well."""
-        return output_of(start_command(*arguments))
+def command_while_training(database: Database, driver: int, *arguments: str) -> str:
+    """As `command`, of a trial that cannot end before its driver has taken it.
 
-    def while_training(self, driver: int, *arguments: str) -> str:
-        """As `command`, of a trial that cannot end before its driver has taken it.
-
-        Its workers are stopped meanwhile: on a busy machine a process starts slower than an epoch ends.
-        """
-        workers, given = training_workers(driver), self.answered()
-        assert workers
+    Its workers are stopped meanwhile: on a busy machine a process starts slower than an epoch ends.
+    """
+    workers, given = training_workers(driver), answered(database)
+    assert workers
+    for worker in workers:
+        worker.suspend()
+    try:
+        process = start_command(*arguments)
+        wait_for(lambda: answered(database) > given, "the driver does not take the command")
+    finally:
         for worker in workers:
-            worker.suspend()
-        try:
-            process = start_command(*arguments)
-            wait_for(lambda: self.answered() > given, "the driver does not take the command")
-        finally:
-            for worker in workers:
-                worker.resume()
-        return output_of(process)
+            worker.resume()
+    return output_of(process)
 
-    def answered(self) -> int:
-        """How many commands drivers have taken."""
-        query = sa.select(sa.func.count()).where(command_table.c.done.is_not(None))
-        return int(self.database.read(lambda connection: connection.scalar(query)))
+
+def answered(database: Database) -> int:
+    """How many commands drivers have taken."""
+    query = sa.select(sa.func.count()).where(command_table.c.done.is_not(None))
+    return int(database.read(lambda connection: connection.scalar(query)))
 
 
 def start_command(*arguments: str) -> subprocess.Popen[str]:
@@ -99,9 +95,8 @@ def test_a_study_is_paused_resumed_stopped_started_again_and_deleted(home: Path)
     process = start(home, *more)
     read_until(process, r"trial 0 step 1 epoch 1/10")
     database = Database(f"sqlite:///{home}/studies.db")
-    terminal = Terminal(database)
 
-    told = terminal.while_training(process.pid, "pause", "tiny")
+    told = command_while_training(database, process.pid, "pause", "tiny")
     assert "is paused; it holds no workers" in told
     # Their processes end after the hold was given back.
     wait_for(lambda: not training_workers(process.pid), "a paused study keeps its workers")
@@ -112,27 +107,27 @@ def test_a_study_is_paused_resumed_stopped_started_again_and_deleted(home: Path)
     assert [trial.number for trial in found.open] == [0]
     assert found.checkpoint_bytes
 
-    assert "goes on" in terminal.command("resume", "tiny")
+    assert "goes on" in command("resume", "tiny")
     epochs = read_until(process, r"trial 0 step 1 epoch [3-9]/10")
     assert sum("trial 0 step 1 epoch 2/10" in line for line in epochs) <= 1
 
-    told = terminal.while_training(process.pid, "stop", "tiny")
+    told = command_while_training(database, process.pid, "stop", "tiny")
     assert "has stopped; `ucd-ray study run tiny` goes on" in told
     process.communicate(timeout=60)
     assert process.returncode == 0
-    assert "not running" in terminal.command("show", "tiny")
+    assert "not running" in command("show", "tiny")
 
     again = start(home, *more)
     lines = read_until(again, r"trial 0 COMPLETE")
     assert not any("trial 0 step 1 epoch 1/10" in line for line in lines), "it went on"
     read_until(again, r"trial 1 step 1 epoch 1/10")
-    assert terminal.while_training(again.pid, "cancel", "tiny", "1") == CANCELLED
+    assert command_while_training(database, again.pid, "cancel", "tiny", "1") == CANCELLED
     again.communicate(timeout=60)
     trials = manage.stored_trials(database, "tiny")
     assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL"]
-    assert "CANCELLED 1  COMPLETE 1" in terminal.command("show", "tiny")
+    assert "CANCELLED 1  COMPLETE 1" in command("show", "tiny")
 
-    assert "is deleted" in terminal.command("delete", "tiny", "--yes")
+    assert "is deleted" in command("delete", "tiny", "--yes")
     assert database.studies() == []
     assert not (home / "runs" / "tiny").exists()
     assert any((home / "steps").iterdir()), "the step cache stays"

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ucd_ray.errors import ConfigError, did_you_mean
 
+LOG2_E = math.log2(math.e)  # exp(x) = exp2(x * LOG2_E), and exp2 is the faster one
 RARE = 1e-12  # below it, P(any) and the sum of the probabilities are equal in float64's eyes
 
 

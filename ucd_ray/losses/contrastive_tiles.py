@@ -23,9 +23,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ucd_ray.losses.common import LOG2_E
 from ucd_ray.losses.contrastive_plan import Group, Segment, ranges, rows_of, split
 from ucd_ray.losses.contrastive_vectors import (
-    LOG2_E,
     MAX_SIMILARITY,
     Columns,
     add_product,

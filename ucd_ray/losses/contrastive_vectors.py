@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ucd_ray.losses.common import LOG2_E
 from ucd_ray.losses.contrastive_plan import Plan
 
 MIN_NORM = 1e-6  # a shorter feature has no direction: it becomes 0, without gradient
 MAX_SIMILARITY = 50.0  # exp of +-50, times any number of columns, is a normal float32
-LOG2_E = math.log2(math.e)  # exp(x) = exp2(x * LOG2_E), and exp2 is the faster one
 
 
 class Columns(NamedTuple):

@@ -13,9 +13,9 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from ucd_ray.losses.common import LOG2_E
 from ucd_ray.losses.contrastive_plan import Group, stride_of
 from ucd_ray.losses.contrastive_vectors import (
-    LOG2_E,
     MAX_SIMILARITY,
     Columns,
     add_product,

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 from torch import Tensor
-
-LOG2_E = 1 / math.log(2)
 
 
 class Knobs(NamedTuple):

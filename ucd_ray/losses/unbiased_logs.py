@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ucd_ray.losses.unbiased_knobs import LOG2_E, Knobs, kinds, sharpened
+from ucd_ray.losses.common import LOG2_E
+from ucd_ray.losses.unbiased_knobs import Knobs, kinds, sharpened
 
 
 class _LogSums(NamedTuple):

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ucd_ray.losses.unbiased_knobs import LOG2_E, Knobs, kinds, sharpened
+from ucd_ray.losses.common import LOG2_E
+from ucd_ray.losses.unbiased_knobs import Knobs, kinds, sharpened
 
 LARGE = 2.0**60  # a sum of exponentials between its inverse and it has lost nothing in float32
 

@@ -15,18 +15,18 @@ from ucd_ray.errors import ConfigError
 from ucd_ray.job import Job
 from ucd_ray.recipe import micro_batches, schedule
 from ucd_ray.tune.bases import num_bases, own_bases
+from ucd_ray.tune.chunks import count_ended
 from ucd_ray.tune.cluster import Cluster, check_local, local_cpus, local_gpus, private_head_needed
 from ucd_ray.tune.costs import CPU_FLOPS, GPU_FLOPS, Cost, Range, total, update_costs
 from ucd_ray.tune.database import Database
 from ucd_ray.tune.executors import Gang
 from ucd_ray.tune.explain import first_step, recipe_with, show_conditions, show_range
-from ucd_ray.tune.overview import finished, wanted_trials
+from ucd_ray.tune.overview import wanted_trials
 from ucd_ray.tune.places import Places, places
 from ucd_ray.tune.prepare import prepare_job
 from ucd_ray.tune.progress import short
 from ucd_ray.tune.registration import register
 from ucd_ray.tune.replicates import replicate_jobs, undroppable
-from ucd_ray.tune.results import stored_trials
 from ucd_ray.tune.run import base_line, memory_lines
 from ucd_ray.tune.spec import StudySpec
 from ucd_ray.tune.warm_start import WarmStart, check_images, check_sources, warm_start
@@ -180,7 +180,7 @@ def study_plan(
     done = 0
     if database.spec(spec.name) is not None:
         register(database, spec, recipe)  # raises if it is another study
-        done = finished(stored_trials(database, spec.name))
+        done = count_ended(database, spec.name)
     gang = _gang(spec, local=local)
     gang.check(recipe)
     check_images(database, spec, sources, job.prepared.fingerprint)
