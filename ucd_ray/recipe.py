@@ -243,8 +243,23 @@ def _check_base(recipe: Recipe) -> None:
         )
 
 
+def by_epochs(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A user's flat values, where epochs without iterations set aside iterations given elsewhere."""
+    pairs = {"optim.epochs_base": "optim.iterations_base", "optim.epochs_new": "optim.iterations_new"}
+    idle = {iterations: None for epochs, iterations in pairs.items() if epochs in values}
+    return {**idle, **values}
+
+
 def check_searched(recipe: Recipe, key: str) -> None:
-    """Raises ConfigError if a base network leaves nothing to search in `key`."""
+    """Raises ConfigError if other values of `recipe` leave nothing to search in `key`."""
+    iterations = {"optim.epochs_base": recipe.optim.iterations_base}
+    iterations["optim.epochs_new"] = recipe.optim.iterations_new
+    if (given := iterations.get(key)) is not None:
+        other = key.replace("epochs", "iterations")
+        raise ConfigError(
+            f"'{key}' cannot be searched: {other} ({given}) says how long training takes; "
+            f"search that, or set it to null"
+        )
     if recipe.model.base is not None and key in (*TRAINS_BASE, "model.backbone", "model.width"):
         raise ConfigError(
             f"'{key}' cannot be searched: --base '{recipe.model.base}' is step 0 as it is, neither "

@@ -174,6 +174,26 @@ def test_an_override_is_no_longer_searched() -> None:
     assert "ucd.temperature" in spec.search
 
 
+def test_epochs_of_a_user_set_aside_the_spaces_iterations() -> None:
+    space = space_for("shapes-8-4")
+    assert space.recipe["optim.iterations_base"] == 80
+    recipe = build_spec(space, overrides={"optim.epochs_base": 1}).base_recipe()
+    assert (recipe.optim.epochs_base, recipe.optim.iterations_base) == (1, None)
+    assert recipe.optim.iterations_new == space.recipe["optim.iterations_new"]
+    both = {"optim.epochs_base": 1, "optim.iterations_base": 7}
+    assert build_spec(space, overrides=both).base_recipe().optim.iterations_base == 7
+
+
+def test_epochs_beside_iterations_are_not_searched_in_vain() -> None:
+    space = space_for("shapes-8-4")
+    search = {**space.search, "optim.epochs_new": {"low": 1, "high": 4, "type": "int"}}
+    both = space.model_validate({**space.model_dump(), "search": search})
+    with pytest.raises(ConfigError, match=r"'optim.epochs_new' cannot be searched.*\(28\).*null"):
+        build_spec(both)
+    spec = build_spec(both, overrides={"optim.iterations_new": None})
+    assert "optim.epochs_new" in spec.search
+
+
 def test_the_default_name_says_scenario_setting_and_method() -> None:
     assert build_spec(space_for("shapes-8-4")).name == "shapes-8-4-overlapped-mib+ucd"
     spec = build_spec(space_for("shapes-8-2"), method="lwf", overrides={"setting": "disjoint"})

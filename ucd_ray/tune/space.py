@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from ucd_ray.errors import ConfigError, did_you_mean
 from ucd_ray.methods import ADDED, METHODS
-from ucd_ray.recipe import check_method, describe, method_keys
+from ucd_ray.recipe import by_epochs, check_method, describe, method_keys
 from ucd_ray.scenarios import read_scenario
 from ucd_ray.tune.names import METHOD
 from ucd_ray.tune.parameter import Value
@@ -132,7 +132,7 @@ def build_spec(
 
     settings: other fields of StudySpec.  Raises ConfigError.
     """
-    overrides = dict(overrides or {})
+    overrides = by_epochs(overrides or {})
     set_method = overrides.pop(METHOD, None)
     asked = method or set_method
     methods = tuple(str(asked).split(",")) if asked else space.methods()
