@@ -134,11 +134,13 @@ def memory_of_process(field: str) -> float:
 
 
 def in_fresh_process(name: str, channels: int, layout: str, args: argparse.Namespace) -> float:
-    """`peak_growth` there, in units of the new logits' bytes."""
+    """`peak_growth` there, in units of the new logits' bytes; CUDA's allocator counts here."""
+    logits_bytes: int = 4 * args.images * channels * args.crop**2
+    if args.device == "cuda":
+        return peak_growth(name, args.images, channels, args.crop, layout, "cuda") / logits_bytes
     case = [str(args.images), str(channels), str(args.crop), layout, args.device]
     command = [sys.executable, str(Path(__file__)), "--peak", name, *case]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    logits_bytes: int = 4 * args.images * channels * args.crop**2
     return float(done.stdout) / logits_bytes
 
 
@@ -163,7 +165,7 @@ def measure(channels: int, layout: str, args: argparse.Namespace, table: Table) 
         table.add_row(
             f"{channels} ({CASES[channels]}) {layout}",
             name,
-            f"{1e3 * seconds:.0f}",
+            f"{1e3 * seconds:.1f}",
             f"{plain_s / seconds:.1f}",
             f">= {MIN_SPEEDUP[channels]:.0f}" if is_ours else "",
             f"{in_fresh_process(name, channels, layout, args):.2f}",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import settings
 
 from tests.postgres import PostgresServer, running
@@ -34,6 +35,11 @@ TINY: dict[str, Any] = {
 }
 
 MakeJob = Callable[..., Job]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -861,7 +861,6 @@ def on_cuda(batch: Batch) -> Batch:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("knobs", [{}, {"temperature": 0.01}, {"temperature": 1.0}])
 def test_bfloat16_products_on_cuda_are_close(knobs: dict[str, float]) -> None:
     batch = on_cuda(Batch(0, torch.float32, size=(2, 32, 32), width=64))
@@ -877,7 +876,6 @@ def test_bfloat16_products_on_cuda_are_close(knobs: dict[str, float]) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_worst_case_on_cuda_needs_half_a_gigabyte(dtype: torch.dtype) -> None:
     """24 crops without background: 24,576 anchors x 36,864 contrast vectors."""
@@ -900,7 +898,6 @@ def test_worst_case_on_cuda_needs_half_a_gigabyte(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("form", ["standard", "authors"])
 def test_cuda_agrees_with_cpu(form: str) -> None:
     batch = Batch(size=(2, 16, 16))

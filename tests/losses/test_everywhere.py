@@ -84,8 +84,6 @@ def test_value_and_gradient_are_finite_and_connected(name: str, situation: str) 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", LOSSES)
 def test_value_and_gradient_are_finite_and_connected_on_cuda(name: str) -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
     for situation in SITUATIONS:
         for precision in PRECISIONS:
             check(name, situation, precision, "cuda")

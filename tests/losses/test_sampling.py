@@ -137,7 +137,6 @@ def test_empty_input_gives_empty_output() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_cpu_generator_chooses_the_same_on_cuda() -> None:
     chosen = [
         balanced_sample(

@@ -76,11 +76,13 @@ def make_plan(
     max_old: int | None = None,
     max_per_class: int | None = None,
     generator: torch.Generator | None = None,
+    may_be_whole: bool = True,
 ) -> Plan:
     """Choose rows and columns and sort them.
 
     truth: [N] int64 labels; guess: [N] int64, the old model's argmax
     The caps are those of `contrastive_distillation`. Labels out of range take no part.
+    may_be_whole: few pairs may be sorted for `contrastive_whole`
     """
     classes = torch.where(truth == 0, guess, truth)
     pixels = ((classes > 0) & (classes < IGNORED)).nonzero().squeeze(1)
@@ -96,7 +98,7 @@ def make_plan(
     column_labels = torch.cat([labels[new.at], labels[old_at]])
     is_other = torch.cat([row_weights[new.at] == 0, torch.ones_like(old_at, dtype=torch.bool)])
     pairs = len(rows.at) * len(column_labels)
-    is_whole = pairs <= FEW.get(truth.device.type, FEW["cuda"])
+    is_whole = may_be_whole and pairs <= FEW.get(truth.device.type, FEW["cuda"])
     # Strides of a table of counts, classes x (anchors too, others), flattened one way or the other.
     by_class, by_kind = (2, 1) if is_whole else (1, NUM_LABELS)
     column_keys = by_class * column_labels + by_kind * is_other

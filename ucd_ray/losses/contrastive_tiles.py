@@ -34,8 +34,8 @@ from ucd_ray.losses.contrastive_vectors import (
 )
 
 # Rows and elements of a tile; three are kept, on a CPU four. There 2 MiB, for the caches of two
-# cores; on CUDA 64 MiB, since smaller kernels end before the next one is launched.
-TILES = {"cpu": (1024, 2**19), "cuda": (4096, 2**24)}
+# cores; on CUDA 48 MiB, since smaller kernels end before the next one is launched.
+TILES = {"cpu": (1024, 2**19), "cuda": (4096, 3 * 2**22)}
 
 
 def tiled_losses(

@@ -11,7 +11,6 @@ its operations are fused by torch.compile where that works.
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -28,6 +27,7 @@ from ucd_ray.losses.common import (
     check_positive,
     compute_dtype,
 )
+from ucd_ray.losses.fallback import falls_back
 from ucd_ray.losses.unbiased_knobs import Knobs
 
 REDUCTIONS = ("mean", "valid")
@@ -162,24 +162,8 @@ def _fused(function: Callable[..., Any], device: torch.device) -> Callable[..., 
 @functools.cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     compiled = torch.compile(function, dynamic=True)
-    works = True
-
-    def call(*arguments: Any) -> Any:
-        nonlocal works
-        if works:
-            try:
-                return compiled(*arguments)
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as error:  # of the compiler, Triton or the C compiler it starts
-                works = False
-                warnings.warn(
-                    f"torch.compile of the unbiased losses failed, they run unfused: {error}",
-                    stacklevel=2,
-                )
-        return function(*arguments)
-
-    return call
+    told = "torch.compile of the unbiased losses failed, they run unfused"
+    return falls_back(compiled, function, told)
 
 
 def _check(new: Tensor, old: Tensor, labels: Tensor, knobs: Knobs, reduction: str) -> None:
