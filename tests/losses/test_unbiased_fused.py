@@ -1,75 +1,104 @@
-"""The one-pass losses compiled to few kernels, as on a GPU."""
+"""The kernels of the one-pass losses: by Triton's interpreter on a CPU, and themselves on CUDA."""
 
 from __future__ import annotations
 
-import shutil
+import concurrent.futures
+import multiprocessing
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from tests.losses.test_unbiased import KNOBS, assert_same, gradient_of, sample, separate
 from ucd_ray.losses import unbiased, unbiased_losses
 
+CASES = [  # number of old and new channels, knobs
+    *((16, 5, knobs) for knobs in KNOBS),
+    (1, 4, {}),  # background alone is old
+    (5, 0, {}),
+    (20, 40, {"temperature": 2.0}),  # several blocks of channels
+]
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+
 
 @pytest.fixture
-def fused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The CPU goes the way of a GPU, with nothing compiled before."""
-    monkeypatch.setattr(unbiased, "BY_SUMS", ())
-    torch.compiler.reset()
-    unbiased._compiled.cache_clear()
-    monkeypatch.setattr(unbiased, "_fused", lambda function, device: unbiased._compiled(function))
+def fused(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The CPU goes the way of CUDA."""
+    unbiased._fused_passes.cache_clear()
+    monkeypatch.setattr(unbiased, "_passes", lambda new: unbiased._fused_passes())
+    yield
+    unbiased._fused_passes.cache_clear()
+
+
+def inputs(
+    case: tuple[int, int, dict[str, Any]], layout: torch.memory_format
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Two images of 17 x 11 pixels: more than a block, and no multiple of one."""
+    new, old, labels = sample(torch.float32, *case[:2], (2, 17, 11))
+    return new.detach().to(memory_format=layout), old.to(memory_format=layout), labels
+
+
+def interpreted() -> list[tuple[list[Tensor], Tensor]]:
+    """Of all CASES and LAYOUTS; for a process that imports Triton with TRITON_INTERPRET=1."""
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(unbiased, "_passes", lambda new: unbiased._fused_passes())
+        warnings.simplefilter("error", UserWarning)  # of kernels that failed
+        for case in CASES:
+            for layout in LAYOUTS:
+                new, old, labels = inputs(case, layout)
+                losses = unbiased_losses(new.requires_grad_(), old, labels, **case[2])
+                gradient = gradient_of(losses, new)
+                assert gradient.stride() == new.stride()
+                found.append(([loss.detach() for loss in losses], gradient))
+    return found
+
+
+def test_interpreted_they_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton", reason="Triton is for CUDA builds of PyTorch")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        found = pool.submit(interpreted).result()
+    pairs = [(case, layout) for case in CASES for layout in LAYOUTS]
+    for (case, layout), (losses, gradient) in zip(pairs, found, strict=True):
+        new, old, labels = inputs(case, layout)
+        exact = separate(new.double().requires_grad_(), old.double(), labels, **case[2])
+        for loss, expected in zip(losses, exact, strict=True):
+            assert loss.item() == pytest.approx(expected.item(), rel=1e-6, abs=1e-7), (case, layout)
+        wanted = separate(new.requires_grad_(), old, labels, **case[2])
+        torch.testing.assert_close(gradient, gradient_of(wanted, new), rtol=1e-5, atol=1e-8)
 
 
 @pytest.mark.usefixtures("fused")
-def test_without_a_working_compiler_the_losses_run_unfused(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_compiler(function: Any, **_: Any) -> Any:
-        def fail(*_: Any) -> None:
-            raise RuntimeError("no C compiler")
-
-        return fail
-
-    monkeypatch.setattr(torch, "compile", no_compiler)
-    inputs = sample()
-    with pytest.warns(UserWarning, match="failed, they run unfused: no C compiler"):
-        losses = unbiased_losses(*inputs)
-    with pytest.warns(UserWarning, match="run unfused"):
-        gradient_of(losses, inputs[0])
+def test_without_a_device_for_them_the_losses_run_piece_by_piece() -> None:
+    pytest.importorskip("triton", reason="Triton is for CUDA builds of PyTorch")
+    batch = sample()
+    with pytest.warns(
+        UserWarning, match="kernels of the unbiased losses failed, they run piece by"
+    ):
+        losses = unbiased_losses(*batch)
+    with pytest.warns(UserWarning, match="run piece by piece"):
+        gradient_of(losses, batch[0])
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # said once
-        assert_same(unbiased_losses(*inputs), separate(*inputs), inputs[0], 1e-10)
-    unbiased._compiled.cache_clear()
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("fused")
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-@pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_fused_by_the_compiler_they_are_the_same(temperature: float) -> None:
-    new, old, labels = sample(torch.float32, 16, 5, (2, 16, 16))
-    with torch.inference_mode():
-        frozen = old * 1
-    torch._dynamo.utils.counters.clear()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*run unfused")
-        losses = unbiased_losses(new, frozen, labels, temperature=temperature)
-        gradient = gradient_of(losses, new)
-    assert not torch._dynamo.utils.counters["graph_break"], "each function is compiled as a whole"
-    expected = separate(new, old, labels, temperature=temperature)
-    torch.testing.assert_close(losses, expected, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(gradient, gradient_of(expected, new), rtol=1e-5, atol=1e-8)
+        assert_same(unbiased_losses(*batch), separate(*batch), batch[0], 1e-10)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("knobs", KNOBS, ids=str)
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_on_cuda_they_are_the_same(layout: torch.memory_format, knobs: dict[str, Any]) -> None:
     new, old, labels = sample(torch.float32, 16, 5, (2, 64, 64))
     exact = separate(new, old, labels, **knobs)
     there = new.detach().cuda().to(memory_format=layout).requires_grad_()
     frozen = old.cuda().to(memory_format=layout)
-    losses = unbiased_losses(there, frozen, labels.cuda(), **knobs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # of kernels that failed
+        losses = unbiased_losses(there, frozen, labels.cuda(), **knobs)
     for loss, expected in zip(losses, exact, strict=True):
         assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     gradient, wanted = gradient_of(losses, there).cpu(), gradient_of(exact, new)
@@ -83,7 +112,9 @@ def test_on_cuda_they_need_at_most_2_2_times_the_logits(num_old: int, num_new: i
         tensor.detach().cuda() for tensor in sample(torch.float32, num_old, num_new, (2, 256, 256))
     )
     new.requires_grad_()
-    gradient_of(unbiased_losses(new, old, labels), new)  # compiles
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # of kernels that failed
+        gradient_of(unbiased_losses(new, old, labels), new)  # compiles
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     gradient_of(unbiased_losses(new, old, labels), new)

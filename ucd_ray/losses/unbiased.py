@@ -3,9 +3,9 @@
 A softmax over background, old and new classes needs three numbers per pixel: the background logit
 and the log-sum-exp over the old and over the new classes. From them follow both losses, and with
 the logits also the gradient. So the forward pass keeps these numbers only, and the backward pass
-makes the gradient of any weighting of the two losses in one go. Both work piece by piece: on a CPU
-a piece stays in the cache, and logarithms are not taken where sums of exponentials serve; on a GPU
-its operations are fused by torch.compile where that works.
+makes the gradient of any weighting of the two losses in one go. On CUDA each is one kernel. Else both
+work piece by piece, so that a piece stays in a CPU's cache, and logarithms are not taken where sums of
+exponentials serve.
 """
 
 from __future__ import annotations
@@ -87,14 +87,8 @@ class _UnbiasedLosses(torch.autograd.Function):
         num_kept = 3 if knobs.temperature == 1 else 5
         shape = (len(new), num_kept, positions // len(new))
         kept = torch.empty(shape, dtype=compute_dtype(new), device=new.device)
-        by_logs = _fused(unbiased_logs.values, new.device)
-        total, in_range = kept.new_zeros(2), []
-        for at, piece in _pieces(new, old, labels):
-            sums = None
-            if new.device.type in BY_SUMS:
-                sums = unbiased_sums.values(*piece, kept[at], knobs)
-            in_range.append(sums is not None)
-            total += by_logs(*piece, kept[at], knobs) if sums is None else sums
+        values, _ = _passes(new)
+        total, in_range = values(*_flat(new, old, labels), kept, knobs)
         if ctx.needs_input_grad[0]:
             _keep(ctx, new, old, labels, kept)
             ctx.knobs, ctx.divisors, ctx.in_range = knobs, divisors, in_range
@@ -104,29 +98,83 @@ class _UnbiasedLosses(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         new, old, labels, kept = _kept(ctx)
-        ce_weight, kd_weight = (
-            grad / by for grad, by in zip(grad_outputs, ctx.divisors, strict=True)
-        )
+        weights = [grad / by for grad, by in zip(grad_outputs, ctx.divisors, strict=True)]
         like = torch.channels_last if _is_channels_last(new) else torch.contiguous_format
         gradient = torch.empty_like(new, memory_format=like)
-        flat_gradient = gradient.flatten(2)  # a view, in either format
-        by_logs = _fused(unbiased_logs.fill_gradient, new.device)
-        pieces = _pieces(new, old, labels)
-        for (at, piece), in_range in zip(pieces, ctx.in_range, strict=True):
-            fill = unbiased_sums.fill_gradient if in_range else by_logs
-            fill(flat_gradient[at], *piece, kept[at], ce_weight, kd_weight, ctx.knobs)
+        _, fill = _passes(new)
+        flat = gradient.flatten(2)  # a view, in either format
+        fill(flat, *_flat(new, old, labels), kept, *weights, ctx.knobs, ctx.in_range)
         return gradient, None, None, None, None
+
+
+def _flat(new: Tensor, old: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return new.flatten(2), old.flatten(2), labels.flatten(1)
+
+
+def _passes(new: Tensor) -> tuple[Callable[..., Any], Callable[..., None]]:
+    """What makes the values, and what the gradient, of flat logits on this device."""
+    is_fused = new.is_cuda and new.dtype != torch.float64
+    return _fused_passes() if is_fused else (_values, _fill_gradient)
+
+
+@functools.cache
+def _fused_passes() -> tuple[Callable[..., Any], Callable[..., None]]:
+    """Two kernels, or pieces without Triton, which PyTorch brings where it supports CUDA."""
+    try:
+        from ucd_ray.losses import unbiased_fused
+    except ImportError:
+        return _values, _fill_gradient
+
+    def values(*arguments: Any) -> tuple[Tensor, list[bool]]:
+        return unbiased_fused.values(*arguments), []
+
+    def fill_gradient(*arguments: Any) -> None:
+        unbiased_fused.fill_gradient(*arguments[:-1])
+
+    told = "the fused kernels of the unbiased losses failed, they run piece by piece"
+    return falls_back(values, _values, told), falls_back(fill_gradient, _fill_gradient, told)
+
+
+def _values(
+    new: Tensor, old: Tensor, labels: Tensor, kept: Tensor, knobs: Knobs
+) -> tuple[Tensor, list[bool]]:
+    """The sums over pixels of both losses, and of which pieces exponentials were summed."""
+    total, in_range = kept.new_zeros(2), []
+    for at, piece in _pieces(new, old, labels):
+        sums = None
+        if new.device.type in BY_SUMS:
+            sums = unbiased_sums.values(*piece, kept[at], knobs)
+        in_range.append(sums is not None)
+        total += unbiased_logs.values(*piece, kept[at], knobs) if sums is None else sums
+    return total, in_range
+
+
+def _fill_gradient(
+    out: Tensor,
+    new: Tensor,
+    old: Tensor,
+    labels: Tensor,
+    kept: Tensor,
+    ce_weight: Tensor,
+    kd_weight: Tensor,
+    knobs: Knobs,
+    in_range: list[bool],
+) -> None:
+    """Write the gradient of the weighted sums; a kernel, which sums no exponentials, may have made them."""
+    for number, (at, piece) in enumerate(_pieces(new, old, labels)):
+        summed = number < len(in_range) and in_range[number]
+        fill = unbiased_sums.fill_gradient if summed else unbiased_logs.fill_gradient
+        fill(out[at], *piece, kept[at], ce_weight, kd_weight, knobs)
 
 
 def _pieces(
     new: Tensor, old: Tensor, labels: Tensor
 ) -> Iterator[tuple[Any, tuple[Tensor, Tensor, Tensor]]]:
-    """Pieces of [B, C, H*W], whole images if they are small: where they are, and the inputs there.
+    """Pieces of [B, C, P], whole images if they are small: where they are, and the inputs there.
 
     Logits come in the precision of the loss, with channels or pixels as neighbours, as they were.
     """
     dtype = compute_dtype(new)
-    new, old, labels = new.flatten(2), old.flatten(2), labels.flatten(1)
     num_images, num_channels, pixels = new.shape
     fewest, most = CPU_PIECE if new.is_cpu else GPU_PIECE
     limit = max(1, min(max(new.numel() // NUM_PIECES, fewest), most) // num_channels)
@@ -152,18 +200,6 @@ def _keep(ctx: Any, *tensors: Tensor) -> None:
 def _kept(ctx: Any) -> list[Tensor]:
     pairs = zip(ctx.saved_tensors, ctx.constants, strict=True)
     return [constant if saved is None else saved for saved, constant in pairs]
-
-
-def _fused(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
-    """On a GPU the function compiled to few kernels, as long as that works; else as it is."""
-    return _compiled(function) if device.type == "cuda" else function
-
-
-@functools.cache
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    compiled = torch.compile(function, dynamic=True)
-    told = "torch.compile of the unbiased losses failed, they run unfused"
-    return falls_back(compiled, function, told)
 
 
 def _check(new: Tensor, old: Tensor, labels: Tensor, knobs: Knobs, reduction: str) -> None:

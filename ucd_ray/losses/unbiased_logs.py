@@ -1,7 +1,7 @@
 """The unbiased losses of a piece by logarithms of sums: right for all logits.
 
-On a GPU torch.compile makes few kernels of each function; on a CPU `unbiased_sums` is faster, and this is
-for the pieces where it may not be used.
+On CUDA `unbiased_fused` does the same in two kernels; on a CPU `unbiased_sums` is faster, and this is for
+the pieces where it may not be used.
 """
 
 from __future__ import annotations
