@@ -226,8 +226,8 @@ def _gradient(  # type: ignore[no-untyped-def]
     old_sum = tl.load(kept_at + num_pixels, mask=is_pixel, other=0.0)
     new_sum = tl.load(kept_at + 2 * num_pixels, mask=is_pixel, other=0.0)
     background = tl.load(news, mask=is_pixel, other=0.0).to(tl.float32)
-    guess = tl.load(olds, mask=is_pixel, other=0.0).to(tl.float32) * sharpness
-    unknown = tl.exp(guess - teacher_sum) * kd
+    first_guess = tl.load(olds, mask=is_pixel, other=0.0).to(tl.float32) * sharpness
+    unknown = tl.exp(first_guess - teacher_sum) * kd
     label = tl.load(labels + image * num_pixels + pixel, mask=is_pixel, other=0)
     is_valid = is_pixel & (label != ignore_index)
     is_new = is_valid & (label >= num_old)
