@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.conftest import tiny_recipe
 from tests.tune.test_bridge import spec_of
+from tests.tune.told import curves_below
 from ucd_ray.data.prepare import Prepared
 from ucd_ray.errors import ConfigError
 from ucd_ray.tune.curves import Curves
@@ -174,22 +175,18 @@ def replayed(folder: Path, events: list[tuple[str, dict[str, Any]]], study: str 
     curves.close()
 
 
-def all_points(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    return {tag: points(folder, tag) for tag in sorted(tags(folder))}
-
-
 def test_events_told_again_from_the_first_give_the_same_curves(tmp_path: Path) -> None:
     whole = Curves(tmp_path / "whole")
     for kind, report in history(8):
         hear(whole, kind, "trial 0", report)
     whole.close()
-    wanted = all_points(tmp_path / "whole/trial-0")
-    assert wanted["objective"] == [(n, float(n)) for n in range(3, 9)]
+    wanted = curves_below(tmp_path / "whole")
+    assert wanted["trial-0"]["objective"] == [(n, float(n)) for n in range(3, 9)]
     told = history(8, again=3)
     for _ in range(12):  # interrupted anywhere, then the same again
         replayed(tmp_path / "again", told[: len(told) // 2])
         replayed(tmp_path / "again", told)
-        assert all_points(tmp_path / "again/trial-0") == wanted
+        assert curves_below(tmp_path / "again") == wanted
     assert len(list((tmp_path / "again/trial-0").iterdir())) == 1, "nothing piles up"
 
 
