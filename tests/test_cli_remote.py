@@ -23,7 +23,7 @@ from tests.service.live import serving
 from tests.service.rows import add_row, app_with_study
 from tests.tune.charts.studies import fill
 from tests.tune.test_results import ABOUT
-from tests.tune.told import curves_below, first_half, second_half, tell_all
+from tests.tune.told import curves_below, first_half, read, second_half, tell_all
 from ucd_ray import cli
 from ucd_ray.client import Client
 from ucd_ray.service import creation
@@ -194,9 +194,12 @@ def test_curves_are_those_that_the_driver_would_write(
     meanwhile(act)
     command = (*TUNE, "--name", name, "--tensorboard", str(tmp_path / "remote"))
     for _ in range(3):  # the same command finds the study again, and writes the same
+        before = time.time()
         code, out, errors = run(*command)
         assert (code, errors) == (0, "") and out.count("trial 0 PRUNED") == 1
         assert curves_below(tmp_path / "remote" / name) == wanted
+    rates = read(tmp_path / "remote" / name / "trial-0").Scalars("lr")
+    assert all(point.wall_time < before for point in rates), "points have the time of training"
     files = sorted((tmp_path / "remote" / name).rglob("events.*"))
     assert len(files) == len(wanted) and "lack" not in out
 

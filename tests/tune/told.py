@@ -73,9 +73,14 @@ def tell_all(told: Told, *, log: EventLog | None = None, curves: Curves | None =
             progress.event(kind, who, report)
 
 
+def read(run: Path) -> EventAccumulator:
+    """What TensorBoard makes of the directory of a run."""
+    return EventAccumulator(str(run)).Reload()
+
+
 def curves_below(folder: Path) -> dict[str, dict[str, list[tuple[int, float]]]]:
     """Every point of every run below a directory, by run and tag."""
-    found = {run.name: EventAccumulator(str(run)).Reload() for run in sorted(folder.iterdir())}
+    found = {run.name: read(run) for run in sorted(folder.iterdir())}
     return {
         name: {
             tag: [(point.step, point.value) for point in run.Scalars(tag)]
