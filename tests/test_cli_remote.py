@@ -23,17 +23,20 @@ from tests.service.live import serving
 from tests.service.rows import add_row, app_with_study
 from tests.tune.charts.studies import fill
 from tests.tune.test_results import ABOUT
+from tests.tune.told import curves_below, first_half, read, second_half, tell_all
 from ucd_ray import cli
 from ucd_ray.client import Client
 from ucd_ray.service import creation
+from ucd_ray.service import events as service_events
 from ucd_ray.service.auth import Viewer
 from ucd_ray.service.bodies import NewStudy
 from ucd_ray.service.core import Core
 from ucd_ray.service.tables import study_table
 from ucd_ray.service.tokens import create_token
 from ucd_ray.service.views import PlanView
+from ucd_ray.tune.curves import Curves
 from ucd_ray.tune.event_data import event_data
-from ucd_ray.tune.events import tell
+from ucd_ray.tune.events import EventLog, tell
 
 Run = Callable[..., tuple[int, str, str]]
 TUNE = ("tune", "--scenario", "shapes-8-4", "--data", "generated", "--trials", "2")
@@ -166,8 +169,111 @@ def test_a_study_that_fails_is_an_error_with_its_reason(
     assert code == 2 and "study 'fails' has failed: disk full" in errors
 
 
+def local_curves(folder: Path) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    """What a driver writes for itself, of a study that is told like those of a service."""
+    curves = Curves(folder)
+    tell_all([*first_half(), *second_half()], curves=curves)
+    return curves_below(folder)
+
+
+@pytest.mark.parametrize("stream_s", [0.2, 3600.0], ids=["cut", "whole"])
+def test_curves_are_those_that_the_driver_would_write(
+    stream_s: float, app: FastAPI, run: Run, meanwhile: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    wanted = local_curves(tmp_path / "local")
+    assert list(wanted) == ["base-step", "trial-0", "trial-1-r1"]
+    assert [step for step, _ in wanted["trial-0"]["objective"]] == [3, 4, 5, 6, 7]
+    monkeypatch.setattr(service_events, "STREAM_S", stream_s)
+    name = f"curves-{stream_s:.0f}"
+
+    def act(study: str) -> None:
+        for half in (first_half(), second_half()):
+            tell_all(half, log=EventLog(app.state.core.database, f"{name}-{study}"))
+        set_row(app, study, state="SUCCEEDED")
+
+    meanwhile(act)
+    command = (*TUNE, "--name", name, "--tensorboard", str(tmp_path / "remote"))
+    for _ in range(3):  # the same command finds the study again, and writes the same
+        before = time.time()
+        code, out, errors = run(*command)
+        assert (code, errors) == (0, "") and out.count("trial 0 PRUNED") == 1
+        assert curves_below(tmp_path / "remote" / name) == wanted
+    rates = read(tmp_path / "remote" / name / "trial-0").Scalars("lr")
+    assert all(point.wall_time < before for point in rates), "points have the time of training"
+    files = sorted((tmp_path / "remote" / name).rglob("events.*"))
+    assert len(files) == len(wanted) and "lack" not in out
+
+
+def test_ctrl_c_leaves_curves_that_the_same_command_goes_on_with(
+    app: FastAPI, run: Run, meanwhile: Any, tmp_path: Path
+) -> None:
+    wanted = local_curves(tmp_path / "local")
+    found: list[str] = []
+    written = tmp_path / "remote/stopped/trial-0"
+
+    def act(study: str) -> None:
+        found.append(study)
+        tell_all(first_half(), log=EventLog(app.state.core.database, f"stopped-{study}"))
+        until(lambda: written.exists() and 5 in objectives(written))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    meanwhile(act)
+    command = (*TUNE, "--name", "stopped", "--tensorboard", str(tmp_path / "remote"))
+    code, out, errors = run(*command)
+    assert code == 130 and "the study goes on" in out and errors == ""
+    assert objectives(written) == [3, 4, 5]
+    tell_all(second_half(), log=EventLog(app.state.core.database, f"stopped-{found[0]}"))
+    set_row(app, found[0], state="SUCCEEDED")
+    assert run(*command)[0] == 0
+    assert curves_below(written.parent) == wanted
+
+
+def objectives(folder: Path) -> list[int]:
+    points = curves_below(folder.parent)[folder.name].get("objective", [])
+    return [step for step, _ in points]
+
+
+def until(ready: Callable[[], bool]) -> None:
+    for _ in range(1200):
+        if ready():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it never came")
+
+
+def test_a_disk_that_fills_up_ends_the_curves_and_not_the_command(
+    app: FastAPI, run: Run, meanwhile: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def act(study: str) -> None:
+        tell_all(first_half(), log=EventLog(app.state.core.database, f"full-{study}"))
+        set_row(app, study, state="SUCCEEDED")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ucd_ray.tune.curves._Run.add", full)
+    meanwhile(act)
+    code, out, errors = run(*TUNE, "--name", "full", "--tensorboard", str(tmp_path))
+    told = f"no more curves for TensorBoard in '{tmp_path}/full': No space left on device"
+    assert (code, errors) == (0, "") and out.count(told) == 1
+    assert out.index(told) < out.index("trial 0 step 1 epoch 5/6")
+
+
+def test_curves_that_cannot_be_written_are_refused_before_anything_is_sent(
+    app: FastAPI, here: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nobody = ("--server", "http://127.0.0.1:9", *TUNE)  # a request would say that none answers
+    (tmp_path / "file").touch()
+    code, out, errors = here(*nobody, "--tensorboard", str(tmp_path / "file"))
+    assert (code, out) == (2, "") and "cannot write --tensorboard" in errors
+    monkeypatch.setitem(sys.modules, "tensorboard.summary.writer.record_writer", None)
+    code, out, errors = here(*nobody, "--tensorboard", str(tmp_path / "curves"))
+    assert (code, out) == (2, "") and "`pip install 'ucd-ray[tensorboard]'`" in errors
+    assert not (tmp_path / "curves").exists()
+
+
 def test_a_dry_run_shows_the_plan_and_starts_nothing(
-    run: Run, app: FastAPI, monkeypatch: pytest.MonkeyPatch
+    run: Run, app: FastAPI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     count = sa.select(sa.func.count()).select_from(study_table)
     before = app.state.core.database.read(lambda c: c.execute(count).scalar_one())
@@ -186,8 +292,10 @@ def test_a_dry_run_shows_the_plan_and_starts_nothing(
 
     monkeypatch.setattr(creation, "plan", plan)
     source = ("--from", "study")
-    code, out, errors = run(*TUNE, "--dry-run", "--workers", "2", *source)
-    assert code == 0, errors
+    curves = tmp_path / "curves"
+    options = ("--dry-run", "--workers", "2", "--tensorboard", str(curves))
+    code, out, errors = run(*TUNE, *options, *source)
+    assert code == 0 and not curves.exists(), errors
     assert "takes ('abc',)" in out
     assert asked[0] is not None and asked[0]["workers"] == 2
     assert "2 x 1 CPUs" in out and "hours" in out and "kd.weight" in out
@@ -403,12 +511,14 @@ def test_a_report_is_the_one_that_is_written_beside_the_database(
 def test_what_only_works_here_is_refused(arguments: tuple[str, ...], run: Run) -> None:
     code, out, errors = run(*arguments)
     assert code == 2 and out == "" and "works on this machine only" in errors
+    others = "`study resume`" if arguments[:2] == ("study", "run") else "there are tune, results"
+    assert f"over HTTP {others}" in errors
 
 
 @pytest.mark.parametrize(
     ("arguments", "option"),
     [
-        ((*TUNE, "--tensorboard", "x"), "--tensorboard"),
+        ((*TUNE, "--address", "auto"), "--address"),
         (("results", "abc", "--plots", "x", "--finetune"), "--finetune"),
         (("report", "abc", "--finetune"), "--finetune"),
     ],

@@ -248,8 +248,10 @@ def tune(
     if server() is not None:
         from ucd_ray.cli.remote import tune as remote
 
-        refuse(tune, {"tensorboard": tensorboard, "address": address})
-        return remote.tune(spec, sources=sources or [], dry_run=dry_run, output=output)
+        refuse(tune, {"address": address})
+        return remote.tune(
+            spec, sources=sources or [], dry_run=dry_run, tensorboard=tensorboard, output=output
+        )
     spec, sources = with_edits(spec), sources or []
     if dry_run:
         from ucd_ray.tune.plan import plan_view, study_plan

@@ -57,7 +57,9 @@ def study_list() -> None:
 
 
 @study_app.command("run")
-@here_only
+@here_only(
+    "`study resume` goes on with a study, `study edit` changes it, and the same `tune` follows it"
+)
 def study_run(
     name: Annotated[str, typer.Argument(help="Name of a study that was started before.")],
     trials: Annotated[int | None, typer.Option(help="Trials in all.", min=1)] = None,

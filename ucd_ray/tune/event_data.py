@@ -22,9 +22,12 @@ STATES = {
 FIELDS: dict[str, tuple[str, ...]] = {
     "run": ("label",),
     "start": ("first_step",),
-    "epoch": ("step", "epoch", "epochs", "losses", "value", "images_per_s", "seconds_left"),
+    "epoch": (
+        *("step", "epoch", "epochs", "run_epoch", "losses", "lr", "value"),
+        *("images_per_s", "seconds_left"),
+    ),
     "pass": ("step", "name"),
-    "step": ("step", "cached", "seconds"),
+    "step": ("step", "run_epoch", "cached", "own", "seconds"),
     "waiting": ("reason",),
     "lost": ("nodes",),
     "smaller": ("reason",),

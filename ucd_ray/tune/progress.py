@@ -104,12 +104,13 @@ class Progress:
     def event(self, kind: str, who: str, report: dict[str, Any]) -> None:
         """One event of a run; `who` is `base step` or `trial 3`."""
         handler = getattr(self, f"_on_{kind}", None)
+        data = event_data(kind, who, report)
         if handler is not None:
-            self._of = kind, _number(who), event_data(kind, who, report)
+            self._of = kind, _number(who), data
             handler(who, report)
             self._of = STUDY_KIND, None, None
         if self.curves is not None:
-            self.curves.event(kind, who, report)
+            self.curves.event(kind, data)
 
     def _on_started(self, who: str, params: dict[str, Any]) -> None:
         self.running[who] = "waits for its workers"

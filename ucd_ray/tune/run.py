@@ -19,6 +19,7 @@ from ucd_ray.methods import ADDED, METHODS
 from ucd_ray.recipe import Recipe, schedule
 from ucd_ray.tune.cluster import check_local, connect, private_head_needed
 from ucd_ray.tune.curves import Curves
+from ucd_ray.tune.event_data import event_data
 from ucd_ray.tune.places import below, places
 from ucd_ray.tune.prepare import prepare_job
 from ucd_ray.tune.progress import epoch_line, pass_line
@@ -105,7 +106,7 @@ class _Listener:
     def __call__(self, report: dict[str, Any]) -> None:
         kind = report["kind"]
         if self.curves is not None:
-            self.curves.event(kind, self.name, report)
+            self.curves.event(kind, event_data(kind, self.name, report))
         if kind == "start":
             for note in report["notes"]:
                 self.say(note)

@@ -70,16 +70,19 @@ def over_http(place: str) -> Callable[[CommandT], CommandT]:
     return decorate
 
 
-def here_only(command: CommandT) -> CommandT:
-    """Refuses the command if there is a server."""
+def here_only(instead: str) -> Callable[[CommandT], CommandT]:
+    """Refuses the command if there is a server.  instead: what there is over HTTP"""
 
-    @functools.wraps(command)
-    def run(*arguments: Any, **options: Any) -> Any:
-        if server() is not None:
-            raise _only_here(command.__name__.replace("_", " "))
-        return command(*arguments, **options)
+    def decorate(command: CommandT) -> CommandT:
+        @functools.wraps(command)
+        def run(*arguments: Any, **options: Any) -> Any:
+            if server() is not None:
+                raise _only_here(command.__name__.replace("_", " "), instead)
+            return command(*arguments, **options)
 
-    return run  # type: ignore[return-value]
+        return run  # type: ignore[return-value]
+
+    return decorate
 
 
 def refuse(command: Callable[..., Any], options: Mapping[str, Any]) -> None:
@@ -91,8 +94,8 @@ def refuse(command: Callable[..., Any], options: Mapping[str, Any]) -> None:
             raise ConfigError(f"{told} works on this machine only; leave it or --server out")
 
 
-def _only_here(command: str) -> ConfigError:
+def _only_here(command: str, instead: str = f"there are {', '.join(OVER_HTTP)}") -> ConfigError:
     return ConfigError(
         f"`ucd-ray {command}` works on this machine only; leave --server (or UCD_RAY_SERVER) out; "
-        f"over HTTP there are {', '.join(OVER_HTTP)}"
+        f"over HTTP {instead}"
     )

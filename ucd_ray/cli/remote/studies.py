@@ -12,7 +12,8 @@ import typer
 from rich.table import Table
 
 from ucd_ray.cli.remote import connected
-from ucd_ray.cli.remote.tune import stamp, why
+from ucd_ray.cli.remote.follow import why
+from ucd_ray.cli.remote.tune import stamp
 from ucd_ray.cli.shared import console, one_of, parse_value, read_values, say, study_settings
 from ucd_ray.errors import ConfigError, RequestRefused
 from ucd_ray.service.states import PAUSING, STOPPING
