@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.losses.test_contrastive import Batch, on_cuda
+from tests.losses.contrastive_batch import Batch, on_cuda
 from ucd_ray.losses import contrastive, contrastive_kernel, contrastive_plan
 from ucd_ray.losses.contrastive_kernel import Contrast
 
