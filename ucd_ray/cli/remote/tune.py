@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -48,9 +49,10 @@ def tune(spec: StudySpec, *, sources: Sequence[str], dry_run: bool, output: str)
         show_trials(service.table(study.id), study.name, output)
 
 
-def follow(service: Client, study: StudyView, *, trials: int) -> bool:
+def follow(service: Client, study: StudyView, *, trials: int, to: Console = console) -> bool:
     """Prints what happens in a study until it has ended.  Returns whether it has results.
 
+    to: where it is printed
     Raises StudyError if it has failed; Left after Ctrl-C.
     """
     bar = Progress(
@@ -58,8 +60,8 @@ def follow(service: Client, study: StudyView, *, trials: int) -> bool:
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        console=console,
-        disable=not console.is_terminal,
+        console=to,
+        disable=not to.is_terminal,
         transient=True,
     )
     try:
@@ -67,15 +69,14 @@ def follow(service: Client, study: StudyView, *, trials: int) -> bool:
             end = _followed(service, study, bar, trials)
     except KeyboardInterrupt:
         known = f"ucd-ray --server {server()} study"
-        say(
-            f"the study goes on; the same command or `{known} logs {study.id} --follow` follows it,"
-        )
-        say(f"`{known} stop {study.id}` ends it")
+        same = f"the same command or `{known} logs {study.id} --follow` follows it,"
+        say(f"the study goes on; {same}", to)
+        say(f"`{known} stop {study.id}` ends it", to)
         raise Left(LEFT) from None
     if end.state == FAILED:
         raise StudyError(f"study '{study.name}' has failed: {why(end) or 'its log says why'}")
     if end.state in (CANCELLED, DELETED):
-        say(f"study {study.name} is {end.state}")
+        say(f"study {study.name} is {end.state}", to)
     return end.state != DELETED
 
 
