@@ -49,9 +49,9 @@ def app(
     monkeypatch.setenv("UCD_RAY_HOME", str(own))
     database, data_sets = f"sqlite:///{own}/studies.db", {"mine": str(shapes.path)}
     made = create_app(Settings(database=database, data_sets=data_sets))
-    row = {"name": "tiny", "title": "tiny", "shared": True, "priority": 3}
-    spec = '{"recipe": {"data.source": "mine"}}'
-    add_row(made.state.core.database, spec=spec, labels='{"a": "b"}', **row)
+    row: dict[str, Any] = {"name": "tiny", "title": "tiny", "shared": True, "priority": 3}
+    row |= {"spec": '{"recipe": {"data.source": "mine"}}', "labels": '{"a": "b"}'}
+    add_row(made.state.core.database, **row)
     yield made
     made.state.core.close()
 
