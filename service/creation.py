@@ -12,7 +12,7 @@ from ucd_ray.errors import UcdRayError
 from ucd_ray.service.auth import Viewer
 from ucd_ray.service.bodies import Copy, NewStudy
 from ucd_ray.service.core import Core
-from ucd_ray.service.once import Answer, Once
+from ucd_ray.service.once import Answer, Once, answered_once
 from ucd_ray.service.problems import Problem
 from ucd_ray.service.registered import Finding
 from ucd_ray.service.rows import insert_study, new_id
@@ -91,19 +91,14 @@ def plan(asked: NewStudy, viewer: Viewer, core: Core) -> PlanView:
 
 def create(asked: NewStudy, viewer: Viewer, core: Core, key: str | None) -> Answer:
     """Starts a study: 201, or 200 with the one that has the same external id.  Raises Problem."""
-    if key is None:
-        return _create(asked, viewer, core, None)
-    once = Once.of(core.database, viewer.owner, key, "POST /v1/studies", asked.model_dump_json())
-    if (answer := once.begin()) is not None:
-        return answer
-    try:
-        return _create(asked, viewer, core, once)
-    except Exception:
-        once.release()
-        raise
+    content = ("POST /v1/studies", asked.model_dump_json())
+    return answered_once(
+        core.database, viewer.owner, key, content, lambda once: start(asked, viewer, core, once)
+    )
 
 
-def _create(asked: NewStudy, viewer: Viewer, core: Core, once: Once | None) -> Answer:
+def start(asked: NewStudy, viewer: Viewer, core: Core, once: Once | None) -> Answer:
+    """The same as an answer that is stored in `once`."""
     study_id = new_id()
     found = built(asked, core, study_id)
     sources = sources_of(asked, viewer, core, found.spec)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +83,30 @@ class Once:
 
     def _mine(self) -> sa.ColumnElement[bool]:
         return sa.and_(request_table.c.owner == self.owner, request_table.c.key == self.key)
+
+
+def answered_once(
+    database: Database,
+    owner: str,
+    key: str | None,
+    content: tuple[str, ...],
+    answer: Callable[[Once | None], Answer],
+) -> Answer:
+    """What `answer` returns, or returned before to the same request under the same key.
+
+    content: all that makes it this request; answer: stores its answer in what it is given
+    Raises Problem, and what `answer` raises: the same key may then try again.
+    """
+    if key is None:
+        return answer(None)
+    once = Once.of(database, owner, key, *content)
+    if (before := once.begin()) is not None:
+        return before
+    try:
+        return answer(once)
+    except Exception:
+        once.release()
+        raise
 
 
 def forget_old(database: Database) -> None:

@@ -23,6 +23,7 @@ from ucd_ray.service.registered import (
     with_paths,
 )
 from ucd_ray.service.settings import Settings
+from ucd_ray.tune.checks import check_start
 from ucd_ray.tune.names import METHOD
 from ucd_ray.tune.space import build_spec, space_of
 from ucd_ray.tune.spec import StudySpec
@@ -105,14 +106,9 @@ def _built(spec: StudySpec, settings: Settings, study_id: str, part: str) -> Bui
 
 def _check_start(spec: StudySpec) -> None:
     """Raises ConfigError for what a start would refuse without a look at the data."""
-    recipe = spec.base_recipe()
-    if not spec.search:
-        raise ConfigError(f"nothing is searched with method '{recipe.method}'; leave a key free")
+    check_start(spec)
     for step in range(2):
-        micro_batches(recipe, spec.workers, step=step)
-    for key in {"data.batch_size", "data.micro_batch"} & set(spec.search):
-        for value in spec.search[key].samples():
-            micro_batches(recipe.with_overrides({key: value}), spec.workers)
+        micro_batches(spec.base_recipe(), spec.workers, step=step)
 
 
 def _wrong_values(recipe: Mapping[str, Any], search: Any) -> list[Finding]:

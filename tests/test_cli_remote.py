@@ -22,21 +22,27 @@ from optuna.trial import TrialState
 from tests.service.live import serving
 from tests.service.rows import add_row, app_with_study
 from tests.tune.charts.studies import fill
+from tests.tune.finished import finish_study, spec_of
 from tests.tune.test_results import ABOUT
 from tests.tune.told import curves_below, first_half, read, second_half, tell_all
 from ucd_ray import cli
 from ucd_ray.client import Client
+from ucd_ray.data.prepare import Prepared
 from ucd_ray.service import creation
 from ucd_ray.service import events as service_events
+from ucd_ray.service.app import create_app
 from ucd_ray.service.auth import Viewer
 from ucd_ray.service.bodies import NewStudy
 from ucd_ray.service.core import Core
+from ucd_ray.service.settings import Settings
+from ucd_ray.service.studies import StudyRow, find_study
 from ucd_ray.service.tables import study_table
 from ucd_ray.service.tokens import create_token
 from ucd_ray.service.views import PlanView
 from ucd_ray.tune.curves import Curves
 from ucd_ray.tune.event_data import event_data
 from ucd_ray.tune.events import EventLog, tell
+from ucd_ray.tune.registration import stored_spec
 
 Run = Callable[..., tuple[int, str, str]]
 TUNE = ("tune", "--scenario", "shapes-8-4", "--data", "generated", "--trials", "2")
@@ -358,6 +364,9 @@ def test_charts_are_those_that_the_command_draws_beside_the_database(
         (("--picture", "x.png"), "is not in the step cache"),
         (("--picture", "no/x.png"), "there is no directory 'no'"),
         (("--chart", "history"), "give a directory"),
+        (("--finetune",), "--finetune is for the charts of --plots DIR or --picture FILE"),
+        (("--finetune", "--picture", "no/x.png"), "there is no directory 'no'"),
+        (("--finetune", "--plots", "x", "--chart", "histroy"), "did you mean 'history'"),
     ],
 )
 def test_a_chart_that_cannot_be_drawn_is_refused(
@@ -497,6 +506,119 @@ def test_a_report_is_the_one_that_is_written_beside_the_database(
     assert code == 2 and "there is no directory" in told
 
 
+@pytest.fixture
+def trained(tmp_path: Path, shapes: Prepared, monkeypatch: pytest.MonkeyPatch) -> Iterator[FastAPI]:
+    """A service whose study `tiny` of ann has trained networks."""
+    monkeypatch.setenv("UCD_RAY_HOME", str(tmp_path))
+    spec = spec_of(shapes.path, trials=1)
+    finish_study(spec)
+    settings = Settings(
+        database=f"sqlite:///{tmp_path}/studies.db", data_sets={"mine": str(shapes.path)}
+    )
+    made = create_app(settings)
+    row = {"name": "tiny", "title": "tiny", "state": "SUCCEEDED"}
+    shown = spec.model_dump(mode="json")
+    shown["recipe"]["data.source"] = "mine"
+    add_row(made.state.core.database, spec=json.dumps(shown), **row)
+    yield made
+    made.state.core.close()
+
+
+def started(app: FastAPI) -> StudyRow:
+    """The one study beside `abc`, once there is one."""
+    row = find_study(app.state.core.database, newest(app, {"abc"}))
+    assert row is not None
+    return row
+
+
+def drive(app: FastAPI, work: Callable[[StudyRow], None], state: str) -> threading.Thread:
+    """Does what its driver would with the study that comes, and ends it."""
+
+    def act() -> None:
+        row = started(app)
+        work(row)
+        set_row(app, row.id, state=state)
+
+    thread = threading.Thread(target=act)
+    thread.start()
+    return thread
+
+
+def test_fine_tuning_is_trained_by_the_service_and_then_drawn(
+    here: Run, trained: FastAPI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = trained.state.core.database
+    monkeypatch.setenv("UCD_RAY_TOKEN", create_token(database, "ann", ("read", "write")))
+    picture, page = tmp_path / "p.png", tmp_path / "r.html"
+
+    def work(row: StudyRow) -> None:
+        finish_study(stored_spec(row.name, database))
+        tell(database, row.name, "trial 0 complete", number=0, kind="finished")
+
+    with serving(trained) as port:
+        server = ("--server", f"http://127.0.0.1:{port}")
+        driver = drive(trained, work, "SUCCEEDED")
+        asked = ("--finetune", "--picture", str(picture), "--format", "csv")
+        code, out, told = here(*server, "results", "tiny", *asked)
+        driver.join()
+        assert code == 0, told
+        assert out.startswith('"number"')  # what is told goes beside it
+        assert told.index("study tiny-finetune is") < told.index("trial 0 complete")
+        assert told.index("succeeded") < told.index("wrote")
+        assert picture.read_bytes().startswith(b"\x89PNG")
+        code, _, told = here(*server, "report", "tiny", "--finetune", "--out", str(page))
+        assert code == 0 and "trial 0 complete" in told, told  # it is there already
+        assert "fine-tuning after step" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [
+        ("SUCCEEDED", "has not trained a network: it was stopped before it began"),
+        ("FAILED", "study 'tiny-finetune' has failed: "),
+        ("CANCELLED", "has not trained a network: it was stopped before it began"),
+    ],
+)
+def test_without_fine_tuning_nothing_is_drawn(
+    state: str,
+    reason: str,
+    here: Run,
+    trained: FastAPI,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    database = trained.state.core.database
+    monkeypatch.setenv("UCD_RAY_TOKEN", create_token(database, "ann", ("read", "write")))
+    picture = tmp_path / "p.png"
+    with serving(trained) as port:
+        driver = drive(trained, lambda row: None, state)
+        asked = ("results", "tiny", "--finetune", "--picture", str(picture))
+        code, out, told = here("--server", f"http://127.0.0.1:{port}", *asked)
+        driver.join()
+    assert code == 2 and reason in told and told.count("error:") == 1
+    assert out == "" and not picture.exists()
+
+
+def test_ctrl_c_leaves_fine_tuning_that_goes_on(
+    here: Run, trained: FastAPI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = trained.state.core.database
+    monkeypatch.setenv("UCD_RAY_TOKEN", create_token(database, "ann", ("read", "write")))
+    picture = tmp_path / "p.png"
+
+    def interrupted(self: Client, study: str, **_: Any) -> Iterator[Any]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Client, "events", interrupted)
+    with serving(trained) as port:
+        asked = ("results", "tiny", "--finetune", "--picture", str(picture))
+        code, out, told = here("--server", f"http://127.0.0.1:{port}", *asked)
+    row = started(trained)
+    assert code == 130 and out == "" and not picture.exists()
+    assert "the study goes on" in told and f"study stop {row.id}" in told
+    assert row.state == "QUEUED"
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -519,8 +641,7 @@ def test_what_only_works_here_is_refused(arguments: tuple[str, ...], run: Run) -
     ("arguments", "option"),
     [
         ((*TUNE, "--address", "auto"), "--address"),
-        (("results", "abc", "--plots", "x", "--finetune"), "--finetune"),
-        (("report", "abc", "--finetune"), "--finetune"),
+        (("report", "abc", "--address", "x"), "--address"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -11,12 +11,13 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
-from ucd_ray.errors import NotDrawn, StudyError
+from ucd_ray.errors import CheckpointError, NotDrawn, StudyError
 from ucd_ray.service.answering import answered, check_started, version_of
 from ucd_ray.service.auth import Reader
 from ucd_ray.service.bodies import ID
 from ucd_ray.service.comparison_views import ComparisonView, StandingView
 from ucd_ray.service.core import Core, CoreOf
+from ucd_ray.service.drawer import NETWORK
 from ucd_ray.service.freshness import Answer, headers, tag_of, unchanged
 from ucd_ray.service.negotiation import CHARTS, RECIPES, TABLES, media_types, wanted
 from ucd_ray.service.problems import Problem, responses, tagged
@@ -24,9 +25,12 @@ from ucd_ray.service.query import Route
 from ucd_ray.service.registered import with_names
 from ucd_ray.service.spool import Fill, Spool
 from ucd_ray.service.studies import StudyRow, Visible, find_visible
+from ucd_ray.step_eviction import stored_steps
+from ucd_ray.store import Store
 from ucd_ray.tune.best import measured_trial
 from ucd_ray.tune.comparison import compare_studies
 from ucd_ray.tune.formats import write
+from ucd_ray.tune.places import places
 from ucd_ray.tune.results import open_view
 from ucd_ray.tune.selection import select
 from ucd_ray.tune.standing import best_two
@@ -194,7 +198,8 @@ async def get_plot(
     """A chart as a figure of plotly.js, or drawn."""
     media, form = wanted(request, CHARTS, format)
     version = await version_of(core, study)
-    tag = tag_of(request, version, media)
+    networks = await run_in_threadpool(_networks) if kind == NETWORK else ""
+    tag = tag_of(request, version, media, networks)
     if (same := unchanged(request, tag)) is not None:
         return same
     if (known := core.answers.get(tag)) is None:
@@ -212,7 +217,8 @@ async def get_plot(
 )
 async def get_report(study: Visible, core: CoreOf, request: Request) -> Response:
     """Tables and charts of a study in one HTML file, to be kept or sent: it needs no network."""
-    tag = tag_of(request, await version_of(core, study), "text/html")
+    version, networks = await version_of(core, study), await run_in_threadpool(_networks)
+    tag = tag_of(request, version, "text/html", networks)
     if (same := unchanged(request, tag)) is not None:
         return same
     try:
@@ -234,6 +240,15 @@ async def get_standing(study: Visible, core: CoreOf) -> dict[str, Any]:
         return {"sentences": best_two(core.database, study.name)}
 
     return await run_in_threadpool(told)
+
+
+def _networks() -> str:
+    """Which networks the step cache has: what is drawn from them is as old as they are."""
+    try:
+        steps = stored_steps(Store(places().steps))
+    except CheckpointError:  # which the chart tells
+        return ""
+    return " ".join(sorted(step.digest for step in steps if step.complete))
 
 
 def _url(core: Core) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import JSONResponse, Response
 
-from ucd_ray.service import actions, creation, paging
+from ucd_ray.service import actions, creation, finetuning, paging
 from ucd_ray.service.auth import Reader, Writer
 from ucd_ray.service.bodies import Change, Copy, NewStudy, Stop
 from ucd_ray.service.changes import change_study, check_etag
@@ -22,6 +22,9 @@ from ucd_ray.service.views import PlanView, StudyList, StudyView, study_view
 router = APIRouter(route_class=Route, prefix="/v1/studies", tags=["studies"])
 Key = Annotated[str | None, Header(alias="Idempotency-Key", pattern=r"^[\x21-\x7e]{1,255}$")]
 IfMatch = Annotated[str | None, Header(alias="If-Match", max_length=1000)]
+SAME: dict[int | str, dict[str, Any]] = {
+    200: {"model": StudyView, "description": "The study that was there."}
+}
 PLAN_OR_SAME: dict[int | str, dict[str, Any]] = {
     200: {"model": StudyView | PlanView, "description": "The plan, or the study that was there."}
 }
@@ -154,6 +157,21 @@ def clone_study(
     """Start a copy of a study, from its first trial."""
     asked = creation.copy(study, body or Copy())
     return _created(creation.create(asked, viewer, core, key))
+
+
+@router.post(
+    "/{study_id}:finetune",
+    status_code=201,
+    response_model=StudyView,
+    responses=responses(409) | SAME,
+)
+def finetune_study(study: Visible, viewer: Writer, core: CoreOf, key: Key = None) -> Response:
+    """Train the best trial's recipe without distillation, in a study of its own with one trial.
+
+    The chart `predictions` and the report then show fine-tuning beside the trial.  200: the study that does
+    so already, or has done so.
+    """
+    return _created(finetuning.start(study, viewer, core, key))
 
 
 def _created(answer: Answer) -> Response:

@@ -107,6 +107,13 @@ def test_a_study_is_started_found_changed_and_deleted(client: Client, app: FastA
     assert client.undelete(copy.id).state == "CANCELLED"
 
 
+def test_fine_tuning_is_started_once(client: Client) -> None:
+    study = client.finetune("abc")
+    assert (study.name, study.state) == ("study-finetune", "QUEUED")
+    assert client.finetune("abc", key="again").id == study.id
+    client.stop(study.id, "kill")
+
+
 def test_a_name_of_several_studies_or_of_none_is_refused(client: Client, app: FastAPI) -> None:
     for key in ("tw1", "tw2"):
         add_row(app.state.core.database, key, title="twin", name=f"twin-{key}")

@@ -35,6 +35,7 @@ def test_arithmetic_of_bfloat16_products(monkeypatch: pytest.MonkeyPatch) -> Non
         return to.addmm_(a.to(to.dtype), b.to(to.dtype))
 
     monkeypatch.setattr(contrastive, "_multiplies_in_half", lambda features: True)
+    monkeypatch.setattr(contrastive, "_is_fused", lambda *_: False)
     for module in (contrastive_whole, contrastive_tiles):
         monkeypatch.setattr(module, "multiply", multiply)
         monkeypatch.setattr(module, "add_product", add_product)

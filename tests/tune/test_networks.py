@@ -13,7 +13,13 @@ from ucd_ray.data.prepare import Prepared
 from ucd_ray.errors import ConfigError, StudyError
 from ucd_ray.tune.best import measured_trial
 from ucd_ray.tune.database import Database
-from ucd_ray.tune.networks import open_network, run_network, save_network, study_network
+from ucd_ray.tune.networks import (
+    has_network,
+    open_network,
+    run_network,
+    save_network,
+    study_network,
+)
 from ucd_ray.tune.places import places
 from ucd_ray.tune.run import run_job, run_prepared
 
@@ -47,6 +53,9 @@ def test_a_network_that_is_no_longer_kept_says_how_to_make_it_again(finished: Da
     text = str(error.value)
     assert f"the network of trial {other} of study 'tiny' after step 2 is no longer kept" in text
     assert "--keep-best" in text
+    assert [has_network(measured_trial(finished, "tiny", n)) for n in (1 - other, other)] == [
+        *(True, False),
+    ]
     assert f"`ucd-ray study best tiny --trial {other} --export recipe.yaml`" in text
     assert "`ucd-ray train --recipe recipe.yaml --save network.safetensors`" in text
 

@@ -181,6 +181,10 @@ def test_a_plan_refuses_what_a_start_refuses(shapes: Prepared) -> None:
         study_plan(spec_of(shapes, workers=4096, recipe={"data.batch_size": 4096}))
 
 
+def test_a_single_trial_needs_nothing_to_search(shapes: Prepared) -> None:
+    assert study_plan(spec_of(shapes, search={}, trials=1)).trials == 1
+
+
 def test_a_cluster_decides_how_many_trials_run_at_a_time(shapes: Prepared) -> None:
     plan = study_plan(spec_of(shapes), address="127.0.0.1:1")
     assert plan.concurrent is None

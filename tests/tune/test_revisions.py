@@ -389,6 +389,14 @@ def test_params_that_no_trial_can_have_are_not_queued(
 # What is refused.
 
 
+def test_a_study_of_one_trial_may_search_nothing_and_then_has_no_more(tmp_path: Path) -> None:
+    search = {"kd.weight": SEARCH["kd.weight"]}
+    book = open_book(tmp_path, spec_of(trials=1, first={}, search=search))
+    edit(book.database, "study", Edit(fix={"kd.weight": 5}))
+    with pytest.raises(ConfigError, match="would search nothing"):
+        edit(book.database, "study", Edit(settings={"trials": 2}))
+
+
 @pytest.mark.parametrize(
     ("wanted", "parts"),
     [

@@ -298,14 +298,14 @@ def _triple(option: str, text: str | None) -> list[float] | None:
     return numbers
 
 
-def say(line: str) -> None:
+def say(line: str, to: Console = console) -> None:
     """Prints a line as it is."""
-    console.print(line, highlight=False, soft_wrap=True, markup=False)
+    to.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def say_beside(line: str) -> None:
     """The same beside a table, which may go to a pipe."""
-    Console(stderr=True).print(line, highlight=False, soft_wrap=True, markup=False)
+    say(line, Console(stderr=True))
 
 
 def one_of(what: str, value: str, choices: tuple[str, ...]) -> None:

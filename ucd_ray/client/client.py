@@ -81,6 +81,11 @@ class Client:
         sent = self.http.send("POST", path, json=plain(asked or {}), headers=with_key(key))
         return StudyView.model_validate_json(sent.content)
 
+    def finetune(self, study: str, *, key: str | None = None) -> StudyView:
+        """Starts a study that trains the best trial's recipe without distillation, or finds it again."""
+        sent = self.http.send("POST", f"{path_of(study)}:finetune", headers=with_key(key))
+        return StudyView.model_validate_json(sent.content)
+
     def study(self, study: str) -> StudyView:
         """One study, by its id."""
         return StudyView.model_validate_json(self.http.send("GET", path_of(study)).content)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ucd_ray.errors import ConfigError, did_you_mean
 from ucd_ray.methods import METHODS
-from ucd_ray.recipe import check_key, check_method, check_searched, method_keys
+from ucd_ray.recipe import check_key, check_method, check_searched, method_keys, micro_batches
 from ucd_ray.tune.goals import check_metric, is_metric, sign_of
 from ucd_ray.tune.names import (
     EPOCHLY,
@@ -49,6 +49,19 @@ def check_spec(spec: StudySpec) -> None:
         domain.check(first, "first value")
     for method in spec.methods:
         spec.goals.check(spec.trial_recipe({METHOD: method}))
+
+
+def check_start(spec: StudySpec) -> None:
+    """Raises ConfigError for what a start refuses beside that, without a look at the data."""
+    recipe = spec.base_recipe()
+    if not spec.search and spec.trials > 1:
+        raise ConfigError(
+            f"nothing is searched: method '{recipe.method}' has no searched key left, so that all "
+            f"{spec.trials} trials would be the same; free a key that is fixed, or start 1 trial"
+        )
+    for key in {"data.batch_size", "data.micro_batch"} & set(spec.search):
+        for value in spec.search[key].samples():
+            micro_batches(recipe.with_overrides({key: value}), spec.workers)
 
 
 def _check_objectives(spec: StudySpec) -> None:

@@ -88,8 +88,8 @@ def revised(spec: StudySpec, edit: Edit) -> StudySpec:
     for key in edit.fix:
         _searched(search, key)
         del search[key]
-    if not search:
-        raise ConfigError(f"study '{spec.name}' would search nothing; leave it a key")
+    if not search and edit.settings.get("trials", spec.trials) > 1:
+        raise ConfigError(f"study '{spec.name}' would search nothing; leave it a key, or 1 trial")
     fields: dict[str, Any] = {"recipe": {**spec.recipe, **edit.fix}, "first": {}}
     fields["search"] = {key: parameter.model_dump() for key, parameter in search.items()}
     fields["constraints"] = _constraints(spec, edit)

@@ -59,6 +59,12 @@ def study_network(
     return trained_network(trial.recipe, wanted, weights, classes=classes, origin=origin)
 
 
+def has_network(trial: MeasuredTrial) -> bool:
+    """Whether the step cache has the network of a trial after its last step.  Raises CheckpointError."""
+    digest = trial.last.entry
+    return digest is not None and read_entry(Store(places().steps), digest) is not None
+
+
 def _gone(trial: MeasuredTrial, step: int) -> str:
     name, number, kept = trial.spec.name, trial.number, trial.spec.keep_best
     which = "its best trial" if kept == 1 else f"its best {kept} trials"

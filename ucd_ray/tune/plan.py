@@ -11,10 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ucd_ray.checkpoint import StepCache
-from ucd_ray.errors import ConfigError
 from ucd_ray.job import Job
-from ucd_ray.recipe import micro_batches, schedule
+from ucd_ray.recipe import schedule
 from ucd_ray.tune.bases import num_bases, own_bases
+from ucd_ray.tune.checks import check_start
 from ucd_ray.tune.chunks import count_ended
 from ucd_ray.tune.cluster import Cluster, check_local, local_cpus, local_gpus, private_head_needed
 from ucd_ray.tune.costs import CPU_FLOPS, GPU_FLOPS, Cost, Range, total, update_costs
@@ -153,14 +153,7 @@ def study_plan(
     console: shows that data are prepared, which may take long
     """
     recipe = spec.base_recipe()
-    if not spec.search:
-        raise ConfigError(
-            f"nothing is searched: method '{recipe.method}' has no searched key left; "
-            "use `ucd-ray train` for one run, or free a key that --set fixes"
-        )
-    for key in {"data.batch_size", "data.micro_batch"} & set(spec.search):
-        for value in spec.search[key].samples():
-            micro_batches(recipe.with_overrides({key: value}), spec.workers)
+    check_start(spec)
     local = private_head_needed(address)
     if local:
         check_local(spec.workers, cpus=spec.cpus_per_worker, gpus=spec.gpus_per_worker or 0)

@@ -13,13 +13,13 @@ import pyarrow as pa
 from rich.console import Console
 
 from ucd_ray.checkpoint import StepCache, Store, TrialStore
-from ucd_ray.errors import CheckpointError, ConfigError, StudyError
+from ucd_ray.errors import CheckpointError, StudyError
 from ucd_ray.job import Job
-from ucd_ray.recipe import micro_batches
 from ucd_ray.tune import commands
 from ucd_ray.tune.admission import Admission
 from ucd_ray.tune.base_runs import Bases, base_key, base_name
 from ucd_ray.tune.bases import BaseSteps, shares_base
+from ucd_ray.tune.checks import check_start
 from ucd_ray.tune.cluster import check_local, connect, private_head_needed
 from ucd_ray.tune.curves import Curves
 from ucd_ray.tune.database import Database
@@ -66,14 +66,7 @@ def run_study(
     console = console or Console(quiet=True)
     where = places()
     recipe = spec.base_recipe()
-    if not spec.search:
-        raise ConfigError(
-            f"nothing is searched: method '{recipe.method}' has no searched key left; "
-            "use `ucd-ray train` for one run, or free a key that --set fixes"
-        )
-    for key in {"data.batch_size", "data.micro_batch"} & set(spec.search):
-        for value in spec.search[key].samples():
-            micro_batches(recipe.with_overrides({key: value}), spec.workers)
+    check_start(spec)
     if private_head_needed(address):
         check_local(spec.workers, cpus=spec.cpus_per_worker, gpus=spec.gpus_per_worker or 0)
     curves = Curves(tensorboard / spec.name) if tensorboard else None

@@ -12,6 +12,7 @@ from tests.tune.test_bridge import open_book, spec_of
 from tests.tune.test_objectives import SCALAR, measure
 from ucd_ray.drawing.chart import Bars, Line, Parallel, Plane, Points, Surface
 from ucd_ray.errors import ConfigError
+from ucd_ray.tune.best import measured_trial
 from ucd_ray.tune.charts import CHARTS, NotDrawn, Source, chart_of, drawings
 from ucd_ray.tune.charts.words import measure_of
 from ucd_ray.tune.report import write_plots, write_report
@@ -70,6 +71,19 @@ def test_history_follows_the_direction_of_its_objective(source: Source) -> None:
     assert chart.title.endswith(": forgetting")
     assert isinstance(chart.panels[0], Plane)
     assert chart.panels[0].y.title == "forgetting [points]"
+
+
+def test_of_trials_that_are_equal_in_one_objective_the_best_is_that_of_the_pareto_set(
+    tmp_path: Path,
+) -> None:
+    book = open_book(tmp_path, spec_of(**SCALAR))
+    book.database.save_spec("study", book.spec.model_dump_json(), ABOUT)
+    for forgetting in (9.0, 1.0, 5.0):
+        measure(book, 30.0, forgetting)
+    source = Source(book.database, "study")
+    assert [o.number for o in source.ranked()] == [1, 2, 0]
+    assert [source.best] == source.front
+    assert source.best.number == measured_trial(book.database, "study").number
 
 
 def test_values_of_the_scalar_are_not_shown_as_an_objective(source: Source) -> None:

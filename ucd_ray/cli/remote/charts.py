@@ -9,14 +9,29 @@ from typing import TYPE_CHECKING
 
 from ucd_ray.cli.shared import say_beside
 from ucd_ray.drawing.interactive import page_of
-from ucd_ray.errors import RequestRefused, StudyError
+from ucd_ray.errors import ConfigError, RequestRefused, StudyError, did_you_mean
 from ucd_ray.tune.charts import CHARTS, OF_AN_OBJECTIVE, check_chart
+from ucd_ray.tune.goals import goals_of
 from ucd_ray.tune.report import check_place, make_directory, save
 
 if TYPE_CHECKING:
     from ucd_ray.client import Client, StudyView
 
 EMPTY = "NOTHING_TO_DRAW"  # code of the refusal
+
+
+def check(
+    study: StudyView, picture: Path | None, names: list[str] | None, objective: str | None
+) -> None:
+    """Raises ConfigError for an unknown chart or objective, or a file that cannot be written."""
+    for name in names or ():
+        check_chart(name)
+    known = goals_of(study.spec).objectives if study.spec else ()
+    if objective is not None and known and objective not in known:
+        hint = did_you_mean(objective, known)
+        raise ConfigError(f"study '{study.name}' has no objective '{objective}'; {hint}")
+    if picture is not None:
+        check_place(picture)
 
 
 def write_charts(
@@ -28,11 +43,9 @@ def write_charts(
 ) -> None:
     """Writes charts as HTML and PNG, `plotly.min.js` beside them, named as `ucd-ray results` does.
 
-    Raises ConfigError for an unknown chart or objective or a directory that cannot be written, StudyError
-    if a chart that was asked for has nothing to show.
+    Raises ConfigError for a directory that cannot be written, StudyError if a chart that was asked for has
+    nothing to show.
     """
-    for name in names or ():
-        check_chart(name)
     chosen = [(name, of) for name in names or CHARTS for of in _objectives(study, name)]
     written = 0
     make_directory(plots)
@@ -73,6 +86,5 @@ def _write(
 
 def write_picture(service: Client, study: StudyView, picture: Path) -> None:
     """Writes the best trial's predictions as PNG.  Raises ConfigError, RequestRefused."""
-    check_place(picture)
     save(service.plot(study.id, "predictions", form="png"), picture)
     say_beside(f"wrote {picture}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ucd_ray.cli.remote import Left, server
@@ -19,33 +20,40 @@ if TYPE_CHECKING:
 LEFT = 130  # exit code after Ctrl-C
 
 
-def follow(service: Client, study: StudyView, *, trials: int, curves: Curves | None = None) -> bool:
+def follow(
+    service: Client,
+    study: StudyView,
+    *,
+    trials: int,
+    curves: Curves | None = None,
+    to: Console = console,
+) -> bool:
     """Tells what happens in a study, from its first event until it has ended.
 
     Returns whether it has results.  Raises StudyError if it has failed; Left after Ctrl-C.
     curves: written meanwhile, and closed
+    to: where it is told
     """
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        console=console,
-        disable=not console.is_terminal,
+        console=to,
+        disable=not to.is_terminal,
         transient=True,
     )
     if curves is not None:
         curves.replay(study.id)
-        curves.on_failure = say
+        curves.on_failure = lambda line: say(line, to)
     try:
         with bar:
             end = _Followed(bar, curves).to_its_end(service, study, trials)
     except KeyboardInterrupt:
         known = f"ucd-ray --server {server()} study"
-        say(
-            f"the study goes on; the same command or `{known} logs {study.id} --follow` follows it,"
-        )
-        say(f"`{known} stop {study.id}` ends it")
+        same = f"the same command or `{known} logs {study.id} --follow` follows it,"
+        say(f"the study goes on; {same}", to)
+        say(f"`{known} stop {study.id}` ends it", to)
         raise Left(LEFT) from None
     finally:
         if curves is not None:
@@ -53,7 +61,7 @@ def follow(service: Client, study: StudyView, *, trials: int, curves: Curves | N
     if end.state == FAILED:
         raise StudyError(f"study '{study.name}' has failed: {why(end) or 'its log says why'}")
     if end.state in (CANCELLED, DELETED):
-        say(f"study {study.name} is {end.state}")
+        say(f"study {study.name} is {end.state}", to)
     return end.state != DELETED
 
 

@@ -33,6 +33,7 @@ def results(
     plots: Path | None,
     charts: list[str] | None,
     objective: str | None,
+    finetune: bool,
 ) -> None:
     """A table of a study, its charts beside it, or published rows, as `ucd-ray results` has them."""
     from ucd_ray.tune.screen import BEST_FIRST, ROWS
@@ -42,6 +43,8 @@ def results(
         raise ConfigError("give either the name of a study or --published SCENARIO")
     if plots is None and (charts or objective is not None):
         raise ConfigError("--chart and --objective choose charts of --plots DIR; give a directory")
+    if finetune and plots is None and picture is None:
+        raise ConfigError("--finetune is for the charts of --plots DIR or --picture FILE")
     on_screen = output == "table"
     form = "arrow-stream" if on_screen else output
     chosen: dict[str, Any] = {"filter": filters, "columns": columns}
@@ -64,7 +67,8 @@ def results(
             title = f"study {study}" + (f": {view}" if view != "trials" else "")
             found = service.find(study)
             pieces = service.pieces(found.id, view, form=form, **chosen)
-            _write_charts(service, found, picture, plots, charts, objective)
+            if picture is not None or plots is not None:
+                _write_charts(service, found, picture, plots, charts, objective, finetune)
         if on_screen:
             show(_rows(pieces), title, output, out, limit=limit)
             if study is not None and view == "trials" and out is None:
@@ -79,15 +83,21 @@ def _write_charts(
     study: StudyView,
     picture: Path | None,
     plots: Path | None,
-    charts: list[str] | None,
+    names: list[str] | None,
     objective: str | None,
+    finetune: bool,
 ) -> None:
-    from ucd_ray.cli.remote.charts import write_charts, write_picture
+    from ucd_ray.cli.remote import charts
 
+    charts.check(study, picture, names, objective)
+    if finetune:
+        from ucd_ray.cli.remote.finetune import train_finetuned
+
+        train_finetuned(service, study)
     if picture is not None:
-        write_picture(service, study, picture)
+        charts.write_picture(service, study, picture)
     if plots is not None:
-        write_charts(service, study, plots, charts, objective)
+        charts.write_charts(service, study, plots, names, objective)
 
 
 def _rows(pieces: Iterator[bytes]) -> Any:

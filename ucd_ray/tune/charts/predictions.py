@@ -21,6 +21,7 @@ from ucd_ray.store import Store, masked
 from ucd_ray.tune.charts.source import Source
 from ucd_ray.tune.charts.steps import VAL
 from ucd_ray.tune.charts.trials import joined
+from ucd_ray.tune.finetuning import finetuned
 from ucd_ray.tune.places import places
 from ucd_ray.tune.prepare import prepare_job
 from ucd_ray.tune.spec import StudySpec
@@ -77,11 +78,6 @@ def best_recipe(source: Source) -> Recipe:
     best = source.best.number
     params = next(t.params for t in source.valued if t.number == best)
     return StudySpec.model_validate(source.spec).trial_recipe(params)
-
-
-def finetuned(recipe: Recipe) -> Recipe:
-    """The same recipe without distillation: what it shares with the method is as in the trial."""
-    return recipe.with_overrides({"method": "finetune"})
 
 
 def train_finetuned(source: Source, *, address: str | None, console: Console) -> None:

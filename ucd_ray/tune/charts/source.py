@@ -131,11 +131,15 @@ class Source:
         return [o for o in self.outcomes if o.state == "COMPLETE" and o.values]
 
     def ranked(self, index: int = 0) -> list[Outcome]:
-        """The complete ones, the best in one objective first; those that break a limit last."""
+        """The complete ones, the best in one objective first; those that break a limit last.
+
+        Of equal ones that which is better in the other objectives, so that the first is of the Pareto set.
+        """
         if ("ranked", index) not in self.shared:
-            better = self.objectives[index].better([o.values[index] for o in self.complete])
+            values = np.array([o.values for o in self.complete]).reshape(-1, len(self.objectives))
+            worse = -values * self.goals.signs
             broken = np.array([not o.keeps_limits for o in self.complete])
-            order = np.lexsort((-better, broken))
+            order = np.lexsort((*worse.T[::-1], worse[:, index], broken))
             self.shared["ranked", index] = [self.complete[i] for i in order]
         found: list[Outcome] = self.shared["ranked", index]
         return found
