@@ -107,6 +107,7 @@ def users_of(library: str) -> set[str]:
         ("uvicorn", {"cli", "service"}),
         ("rich", {"cli", "tune", "service"}),
         ("timm", {"models"}),
+        ("triton", {"losses"}),
         ("plotly", {"drawing"}),
         ("matplotlib", {"drawing", "predictions"}),
     ],
@@ -124,7 +125,7 @@ def test_losses_and_metrics_are_functions_of_tensors(unit: str) -> None:
         for _, name in imported(path)
     }
     standard = {name for name in names if name in sys.stdlib_module_names}
-    assert names - standard <= {"torch", "ucd_ray.errors", f"ucd_ray.{unit}"}
+    assert names - standard <= {"torch", "triton", "ucd_ray.errors", f"ucd_ray.{unit}"}
     assert not standard & {"os", "pathlib", "socket", "subprocess", "multiprocessing", "logging"}
 
 
