@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import platform
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,6 +38,11 @@ def test_another_python_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 SEEN: dict[str, Any] = {"cuda": "12.8", "cards": ["H100", "H100"], "problem": None, "nccl": True}
 
 
+@pytest.fixture(autouse=True)
+def _c_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "/usr/bin/cc")
+
+
 def gpus(monkeypatch: pytest.MonkeyPatch, there: int, **seen: Any) -> list[Finding]:
     monkeypatch.setattr(installation, "local_gpus", lambda: there)
     monkeypatch.setattr(installation, "_seen_by_torch", lambda: {**SEEN, **seen})
@@ -62,6 +68,15 @@ def test_cards_that_cannot_be_used_are_a_finding(
 ) -> None:
     (found,) = [f for f in gpus(monkeypatch, 2, **seen) if f.state == "wrong"]
     assert told in found.found and mend in found.mend
+
+
+def test_without_a_c_compiler_there_are_no_kernels(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC")
+    _, found = gpus(monkeypatch, 2)
+    assert found.state == "wrong" and "no C compiler" in found.found and "libc6-dev" in found.mend
 
 
 def test_a_torch_that_does_not_load_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:

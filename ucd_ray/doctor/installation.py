@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import shutil
@@ -95,6 +96,10 @@ def gpus() -> Iterator[Finding]:
         if not found["nccl"]:
             mend = "install torch's own wheel for Linux, which has NCCL"
             told = "torch has no NCCL: several workers cannot share a step"
+            yield Finding("gpus", "wrong", told, mend)
+        if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+            told = "no C compiler, which Triton needs: UCD and MiB's losses are slower, without kernels"
+            mend = "install gcc and the C library's headers (Debian: gcc libc6-dev), or set CC"
             yield Finding("gpus", "wrong", told, mend)
 
 
