@@ -21,12 +21,13 @@ REPORT ?=
 NEEDS_NOTHING := not ray and not slow and not data and not gpu
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-fast lint types clean
+.PHONY: help venv demo test test-fast test-gpu lint types clean
 
 help:
 	@echo "make demo       train and tune on generated images: tables, and a picture in demo-out/"
 	@echo "make test       all tests but those for a GPU (data tests need UCD_RAY_TEST_DATA)"
 	@echo "make test-fast  the tests that need no Ray cluster, no data and little time"
+	@echo "make test-gpu   the tests for a CUDA card"
 	@echo "make lint       ruff: rules and format"
 	@echo "make types      mypy --strict"
 	@echo "make venv       only the virtual environment, in $(VENV)"
@@ -59,6 +60,9 @@ test: venv
 
 test-fast: venv
 	$(PYTEST) $(IN_ORDER) -m "$(NEEDS_NOTHING)"
+
+test-gpu: venv
+	$(PYTEST) -m gpu tests/losses
 
 lint: venv
 	"$(BIN)/ruff" check .
