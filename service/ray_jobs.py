@@ -111,7 +111,9 @@ class RayJobs:
         params = {"detail": True, "limit": MOST_NODES}
         found = self.api.ask(NodesAnswer, "GET", "/api/v0/nodes", params=params).data.result
         if found.partial_failure_warning or found.total != found.num_after_truncation:
-            raise self.api.failure(found.partial_failure_warning or "its list of nodes is cut short")
+            raise self.api.failure(
+                found.partial_failure_warning or "its list of nodes is cut short"
+            )
         alive = [node.resources_total or {} for node in found.result if node.state == "ALIVE"]
         return Resources(*(sum(n.get(kind, 0.0) for n in alive) for kind in ("CPU", "GPU")))
 

@@ -109,11 +109,12 @@ def _wait_for(port: int, process: BaseProcess) -> None:
 
 
 def _serve(port: int, url: str) -> None:
-    from ucd_ray.service.app import create_app
-    from ucd_ray.service.serve import spare_memory
-    from ucd_ray.service.settings import Settings
+    from ucd_ray.service.spare import spare_memory
 
     spare_memory()
+    from ucd_ray.service.app import create_app
+    from ucd_ray.service.settings import Settings
+
     _run(create_app(Settings(database=url, requests_per_minute=10**9)), port)
 
 
