@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import socket
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -80,6 +83,23 @@ def serving(database: Made) -> Iterator[Server]:
     """A service on such a database."""
     with started(_serve, database.url) as (port, process):
         yield Server(port, database.token, database.url, process)
+
+
+@contextlib.contextmanager
+def served(database: Made) -> Iterator[Server]:
+    """`ucd-ray serve` on such a database, as a user starts it: with a Ray head beside it."""
+    command = (sys.executable, "-m", "ucd_ray.cli", "serve", "--port", "0")
+    with tempfile.TemporaryDirectory() as home:
+        environment = {**os.environ, "UCD_RAY_HOME": home, "UCD_RAY_DATABASE": database.url}
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        try:
+            assert process.stdout is not None
+            url = next(word for word in process.stdout.readline().split() if "://" in word)
+            port = int(url.rpartition(":")[2])
+            yield Server(port, database.token, database.url, psutil.Process(process.pid))
+        finally:
+            process.terminate()
+            process.wait(60)
 
 
 @contextlib.contextmanager
