@@ -245,10 +245,7 @@ def _check_base(recipe: Recipe) -> None:
 
 def by_epochs(values: Mapping[str, Any]) -> dict[str, Any]:
     """A user's flat values, where epochs without iterations set aside iterations given elsewhere."""
-    pairs = {
-        "optim.epochs_base": "optim.iterations_base",
-        "optim.epochs_new": "optim.iterations_new",
-    }
+    pairs = {"optim.epochs_base": "optim.iterations_base", "optim.epochs_new": "optim.iterations_new"}
     idle = {iterations: None for epochs, iterations in pairs.items() if epochs in values}
     return {**idle, **values}
 
