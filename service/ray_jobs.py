@@ -1,4 +1,4 @@
-"""Studies as jobs of a Ray cluster, through Ray's Jobs API."""
+"""Studies as jobs of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -7,96 +7,115 @@ import os
 import shlex
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
 
 import sqlalchemy as sa
+from pydantic import BaseModel
 
 from ucd_ray.errors import ClusterError, ConfigError
-from ucd_ray.service.jobs import Jobs, JobStatus, Resources
+from ucd_ray.service.jobs import Jobs, JobStatus, Resources, State
+from ucd_ray.service.ray_api import RayApi
 from ucd_ray.service.settings import Settings
 from ucd_ray.tune.cluster import LEAN, local_head
 from ucd_ray.tune.places import places
 
-T = TypeVar("T")
+MOST_NODES = 10_000  # that Ray lists at a time
+
+
+class Anything(BaseModel):
+    """An answer whose content does not matter."""
+
+
+class Job(BaseModel):
+    """What the Jobs API says of a job."""
+
+    status: State
+    message: str | None = None
+    driver_exit_code: int | None = None
+
+
+class Log(BaseModel):
+    """What a job has printed."""
+
+    logs: str
+
+
+class Node(BaseModel):
+    """What the State API says of a node."""
+
+    state: str
+    resources_total: dict[str, float] | None
+
+
+class Nodes(BaseModel):
+    """The nodes that could be asked for, and what is missing."""
+
+    result: list[Node]
+    total: int
+    num_after_truncation: int
+    partial_failure_warning: str | None = None
+
+
+class NodesData(BaseModel):
+    """Inside of an answer."""
+
+    result: Nodes
+
+
+class NodesAnswer(BaseModel):
+    """An answer of the State API."""
+
+    data: NodesData
 
 
 class RayJobs:
-    """The jobs of one cluster.  dashboard: address of its dashboard, which serves the Jobs API"""
+    """The jobs of one cluster, which starts a study with `python`."""
 
-    def __init__(self, dashboard: str, database: str, python: str) -> None:
-        self.dashboard, self.python = dashboard, python
+    def __init__(self, api: RayApi, database: str, python: str) -> None:
+        self.api, self.python = api, python
         self.environment = job_environment(database)
-        self._client: Any = None
 
     def submit(self, job: str, study: str) -> None:
         """See Jobs."""
-        words = (self.python, "-m", "ucd_ray.service.job", study)
-        environment = {"env_vars": self.environment}
-
-        def call(client: Any) -> None:
-            client.submit_job(
-                entrypoint=shlex.join(words),
-                submission_id=job,
-                runtime_env=environment,
-                metadata={"study": study},
-            )
-
+        body = {
+            "entrypoint": shlex.join((self.python, "-m", "ucd_ray.service.job", study)),
+            "submission_id": job,
+            "runtime_env": {"env_vars": self.environment},
+            "metadata": {"study": study},
+        }
         try:
-            self._ask(call)
+            self.api.ask(Anything, "POST", "/api/jobs/", json=body)
         except ClusterError:
             if self.status(job) is None:  # else it was there already
                 raise
 
     def status(self, job: str) -> JobStatus | None:
         """See Jobs."""
-
-        def call(client: Any) -> JobStatus | None:
-            try:
-                found = client.get_job_info(job)
-            except RuntimeError as error:
-                if "status code 404" in str(error):
-                    return None
-                raise
-            return JobStatus(found.status.value, found.message or "", found.driver_exit_code)
-
-        return self._ask(call)
+        answer = self.api.send("GET", f"/api/jobs/{job}")
+        if answer.status_code == 404 and f"Job {job} does not exist" in answer.text:
+            return None  # Ray's own words: a proxy's 404 says nothing about the job
+        found = self.api.content(Job, answer)
+        return JobStatus(found.status, found.message or "", found.driver_exit_code)
 
     def stop(self, job: str) -> None:
         """See Jobs."""
-        self._ask(lambda client: client.stop_job(job))
+        self.api.ask(Anything, "POST", f"/api/jobs/{job}/stop")
 
     def logs(self, job: str) -> str:
         """See Jobs."""
-        return str(self._ask(lambda client: client.get_job_logs(job)))
+        return self.api.ask(Log, "GET", f"/api/jobs/{job}/logs").logs
 
     def resources(self) -> Resources:
         """See Jobs."""
-
-        def call(_: Any) -> Resources:
-            from ray.util.state import list_nodes
-
-            nodes = list_nodes(address=self.dashboard, detail=True, limit=10_000)
-            alive = [node.resources_total or {} for node in nodes if node.state == "ALIVE"]
-            return Resources(*(sum(n.get(kind, 0.0) for n in alive) for kind in ("CPU", "GPU")))
-
-        return self._ask(call)
-
-    def _ask(self, call: Callable[[Any], T]) -> T:
-        import requests
-        from ray.exceptions import RayError
-
-        try:
-            if self._client is None:
-                from ray.job_submission import JobSubmissionClient
-
-                self._client = JobSubmissionClient(self.dashboard)
-            return call(self._client)
-        except (requests.RequestException, OSError, RuntimeError, RayError) as error:
-            self._client = None
-            cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ClusterError(f"the Ray cluster at {self.dashboard} failed: {cause}") from None
+        params = {"detail": True, "limit": MOST_NODES}
+        found = self.api.ask(NodesAnswer, "GET", "/api/v0/nodes", params=params).data.result
+        if found.partial_failure_warning or found.total != found.num_after_truncation:
+            raise self.api.failure(
+                found.partial_failure_warning or "its list of nodes is cut short"
+            )
+        alive = [node.resources_total or {} for node in found.result if node.state == "ALIVE"]
+        return Resources(*(sum(n.get(kind, 0.0) for n in alive) for kind in ("CPU", "GPU")))
 
 
 def job_environment(database: str) -> dict[str, str]:
@@ -130,14 +149,15 @@ def cluster(settings: Settings) -> Iterator[tuple[Jobs, str]]:
     if settings.ray_dashboard is None:
         with local_head(home) as (_, dashboard):
             url = f"http://{dashboard}"
-            yield RayJobs(url, settings.database, sys.executable), url
+            yield RayJobs(RayApi(url), settings.database, sys.executable), url
         return
     use_token(settings.ray_token_file)
-    yield RayJobs(settings.ray_dashboard, settings.database, "python"), settings.ray_dashboard
+    api = RayApi(settings.ray_dashboard)
+    yield RayJobs(api, settings.database, "python"), settings.ray_dashboard
 
 
 def use_token(file: Path | None) -> None:
-    """Has Ray's client send the cluster's token.  Raises ConfigError if others can read the file."""
+    """Has requests to the cluster carry its token.  Raises ConfigError if others can read the file."""
     if file is None:
         return
     try:

@@ -6,11 +6,9 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from importlib.abc import MetaPathFinder
 from types import FrameType
 from typing import Any
 
-import pyarrow as pa
 import uvicorn
 
 from ucd_ray.errors import ConfigError
@@ -52,19 +50,6 @@ def serve(settings: Settings, say: Callable[[str], None]) -> None:
         if not tokens:
             say("there is no token: only programs on this machine are answered, as owner 'local'")
         Server(config).run(sockets=[taken])
-
-
-def spare_memory() -> None:
-    """For a process that only serves, before its first table."""
-    # Ray brings pandas, and PyArrow imports it when it is first given a list: 29 MB for nothing.
-    sys.meta_path.insert(0, _NoPandas())
-    pa.set_memory_pool(pa.system_memory_pool())  # the others keep 8 MB that they were given back
-
-
-class _NoPandas(MetaPathFinder):
-    def find_spec(self, name: str, *_: object) -> None:
-        if name == "pandas":
-            raise ModuleNotFoundError("the service does without pandas", name=name)
 
 
 class Server(uvicorn.Server):

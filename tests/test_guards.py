@@ -99,7 +99,7 @@ def users_of(library: str) -> set[str]:
 @pytest.mark.parametrize(
     ("library", "allowed"),
     [
-        ("ray", {"tune", "train", "service"}),
+        ("ray", {"tune", "train"}),
         ("optuna", {"tune"}),
         ("sqlalchemy", {"tune", "service"}),
         ("fastapi", {"service"}),

@@ -1,4 +1,4 @@
-"""The memory of the server while the table of a large study leaves."""
+"""The memory of `ucd-ray serve` while the table of a large study leaves."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.service.client import one
-from benchmarks.service.server import SMALL, Server, made, serving, study
+from benchmarks.service.server import SMALL, Server, made, served, study
 
 FORMS = ("parquet", "csv", "json", "arrow-stream")
 
 
 def show_export(arguments: Namespace) -> None:
-    """Prints seconds, megabytes and the server's peak memory, each form from a server of its own."""
+    """Prints seconds, megabytes and the server's peak memory, each form from a process of its own."""
     table = Table("form", "s", "MB sent", "peak [MB]", "of it for the table [MB]")
     with made(arguments.trials, SMALL) as database:
         for form in FORMS:
-            with serving(database) as server:
+            with served(database) as server:
                 asyncio.run(_get(server, SMALL, form))  # what is loaded once
                 before = _peak(server)
                 start = time.perf_counter()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import socket
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -83,6 +86,23 @@ def serving(database: Made) -> Iterator[Server]:
 
 
 @contextlib.contextmanager
+def served(database: Made) -> Iterator[Server]:
+    """`ucd-ray serve` on such a database, as a user starts it: with a Ray head beside it."""
+    command = (sys.executable, "-m", "ucd_ray.cli", "serve", "--port", "0")
+    with tempfile.TemporaryDirectory() as home:
+        environment = {**os.environ, "UCD_RAY_HOME": home, "UCD_RAY_DATABASE": database.url}
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        try:
+            assert process.stdout is not None
+            url = next(word for word in process.stdout.readline().split() if "://" in word)
+            port = int(url.rpartition(":")[2])
+            yield Server(port, database.token, database.url, psutil.Process(process.pid))
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+@contextlib.contextmanager
 def started(serve: Any, *arguments: Any) -> Iterator[tuple[int, psutil.Process]]:
     """A server process; `serve(port, ...)` is what it runs."""
     with socket.socket() as probe:
@@ -109,11 +129,12 @@ def _wait_for(port: int, process: BaseProcess) -> None:
 
 
 def _serve(port: int, url: str) -> None:
-    from ucd_ray.service.app import create_app
-    from ucd_ray.service.serve import spare_memory
-    from ucd_ray.service.settings import Settings
+    from ucd_ray.service.spare import spare_memory
 
     spare_memory()
+    from ucd_ray.service.app import create_app
+    from ucd_ray.service.settings import Settings
+
     _run(create_app(Settings(database=url, requests_per_minute=10**9)), port)
 
 

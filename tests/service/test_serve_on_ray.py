@@ -81,6 +81,7 @@ def test_a_study_goes_on_over_a_restart_of_service_and_head(
         assert (study["state"], study["attempt"]) == ("SUCCEEDED", 2), told
         budget = next(c for c in study["conditions"] if c["type"] == "BudgetExhausted")
         assert budget["reason"] == "TRIALS"
+        assert "_raylet" not in Path(f"/proc/{served.process.pid}/maps").read_text()
         drawn = httpx.get(f"{served.url}{path}/plots/predictions?format=png", timeout=120)
         assert drawn.content.startswith(b"\x89PNG"), drawn.text
     finally:

@@ -15,7 +15,7 @@ import pytest
 from ucd_ray.cli.shared import TABLE_FORMATS
 from ucd_ray.errors import ConfigError
 from ucd_ray.tune.cells import column
-from ucd_ray.tune.formats import FORMATS, replaced, write
+from ucd_ray.tune.formats import FORMATS, ROW_GROUP, replaced, write
 
 ODD = pa.table(
     {
@@ -43,6 +43,19 @@ def test_arrow_and_parquet_come_back_as_the_same_table(table: pa.Table) -> None:
     parquet = pa.parquet.read_table(io.BytesIO(written(table, "parquet")))
     assert parquet.equals(table)
     assert parquet.schema.metadata == table.schema.metadata
+
+
+def test_a_parquet_file_has_row_groups_of_some_size_and_no_dictionary_of_numbers() -> None:
+    rows = ROW_GROUP + 10
+    table = pa.table({"number": range(rows), "state": ["COMPLETE"] * rows})
+    batches = table.to_batches(max_chunksize=ROW_GROUP // 4)
+    sink = io.BytesIO()
+    write(pa.RecordBatchReader.from_batches(table.schema, batches), "parquet", sink)
+    about = pa.parquet.read_metadata(sink)
+    groups = [about.row_group(i) for i in range(about.num_row_groups)]
+    assert [group.num_rows for group in groups] == [ROW_GROUP, 10]
+    held = [groups[0].column(i).has_dictionary_page for i in range(2)]
+    assert held == [False, True]
 
 
 def test_json_comes_back_as_the_same_rows(table: pa.Table) -> None:

@@ -40,8 +40,10 @@ def serve(
     ] = None,
 ) -> None:
     """Serve studies over REST until Ctrl-C; they go on at the next start."""
+    from ucd_ray.service.spare import spare_memory
+
+    spare_memory()
     from ucd_ray.service.serve import serve as run
-    from ucd_ray.service.serve import spare_memory
     from ucd_ray.service.settings import read_settings
 
     settings = read_settings(
@@ -52,7 +54,6 @@ def serve(
         ray_dashboard=ray_dashboard,
         ray_token_file=ray_token_file,
     )
-    spare_memory()
     run(settings, say)
 
 

@@ -31,7 +31,7 @@ from ucd_ray.tune.trial_rows import (
     distribution_of,
 )
 
-CHUNK = 2000  # trials
+CHUNK = 500  # trials
 ENDED = [state for state in TrialState if state.is_finished()]
 ATTRIBUTES = (
     "code",

@@ -339,6 +339,8 @@ def _loopback_only(home: Path) -> dict[str, str]:
 
 def _reread_environment() -> None:
     """Ray reads these variables once, when it is imported; this makes it read them again."""
+    if "ray" not in sys.modules:  # it will read them, if this process needs it at all
+        return
     from ray import _raylet
     from ray._private import ray_constants
 

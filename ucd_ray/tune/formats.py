@@ -22,6 +22,7 @@ from ucd_ray.errors import ConfigError, did_you_mean
 from ucd_ray.tune.cells import is_right, readable
 
 Sink = IO[bytes]
+ROW_GROUP = 2_000  # rows at least, of a Parquet file
 LATEX = str.maketrans(
     {
         **{c: f"\\{c}" for c in "&%$#_{}"},
@@ -74,6 +75,27 @@ def _written_by(opened: Callable[[Sink, pa.Schema], Any]) -> Callable[[Any, Sink
                 writer.write_batch(batch)
 
     return write_all
+
+
+def _parquet(batches: pa.RecordBatchReader, sink: Sink) -> None:
+    """Dictionaries of numbers, most of which differ, would be held until the end of their row group."""
+    texts = [field.name for field in batches.schema if pa.types.is_string(field.type)]
+    with pa.parquet.ParquetWriter(sink, batches.schema, use_dictionary=texts) as writer:
+        for table in _row_groups(batches):
+            writer.write_table(table)
+
+
+def _row_groups(batches: pa.RecordBatchReader) -> Iterator[pa.Table]:
+    """The rows in parts of `ROW_GROUP` or more: of each the writer holds 60 kB until the file ends."""
+    held, rows = [], 0
+    for batch in batches:
+        held.append(batch)
+        rows += batch.num_rows
+        if rows >= ROW_GROUP:
+            yield pa.Table.from_batches(held)
+            held, rows = [], 0
+    if held:
+        yield pa.Table.from_batches(held)
 
 
 def _json(batches: pa.RecordBatchReader, sink: Sink) -> None:
@@ -144,7 +166,7 @@ def _rows(batches: pa.RecordBatchReader, escape: Callable[[str], str]) -> Iterab
 FORMATS: dict[str, Callable[[pa.RecordBatchReader, Sink], None]] = {
     "csv": _written_by(pa.csv.CSVWriter),
     "json": _json,
-    "parquet": _written_by(pa.parquet.ParquetWriter),
+    "parquet": _parquet,
     "arrow": _written_by(pa.ipc.new_file),
     "arrow-stream": _written_by(pa.ipc.new_stream),
     "markdown": _markdown,
