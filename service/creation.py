@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
 
 from ucd_ray.errors import UcdRayError
+from ucd_ray.service.aside import aside
 from ucd_ray.service.auth import Viewer
 from ucd_ray.service.bodies import Copy, NewStudy
 from ucd_ray.service.core import Core
@@ -74,19 +77,24 @@ def plan(asked: NewStudy, viewer: Viewer, core: Core) -> PlanView:
     here = places()
     where = Places(here.home, core.settings.database, here.storage)
     with _one_plan:
-        found = study_plan(spec, sources=sources, address=core.settings.ray_dashboard, where=where)
-        hours = found.whole * found.gang_hours
-        gang = found.gang
-        return PlanView(
-            trials=found.trials,
-            replicates=spec.replicates,
-            gang={"workers": gang.workers, "cpus": gang.cpus, "gpus": gang.gpus},
-            base_steps=found.bases,
-            unit=found.unit,
-            hours=(hours.low, hours.high),
-            searched=sorted(spec.search),
-            warm_start=[str(warm) for warm in found.warm],
-        )
+        return aside(partial(_planned, spec, sources, core.settings.ray_dashboard, where))
+
+
+def _planned(
+    spec: StudySpec, sources: Sequence[str], address: str | None, where: Places
+) -> PlanView:
+    found = study_plan(spec, sources=sources, address=address, where=where)
+    hours, gang = found.whole * found.gang_hours, found.gang
+    return PlanView(
+        trials=found.trials,
+        replicates=spec.replicates,
+        gang={"workers": gang.workers, "cpus": gang.cpus, "gpus": gang.gpus},
+        base_steps=found.bases,
+        unit=found.unit,
+        hours=(hours.low, hours.high),
+        searched=sorted(spec.search),
+        warm_start=[str(warm) for warm in found.warm],
+    )
 
 
 def create(asked: NewStudy, viewer: Viewer, core: Core, key: str | None) -> Answer:

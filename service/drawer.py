@@ -6,7 +6,6 @@ They alone import what draws, and what runs a network: its 500 MB go with the pr
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -14,6 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 
 from ucd_ray.errors import CheckpointError, DataError, NotDrawn, WeightsError
+from ucd_ray.service.aside import own_process
 from ucd_ray.tune.database import Database
 
 NETWORK = "predictions"  # the chart that runs one
@@ -51,7 +51,7 @@ class Drawer:
 
     async def _run_once(self, work: Callable[[], bytes]) -> bytes:
         async with self._one_network:
-            pool = _process()
+            pool = own_process()
             try:
                 return await asyncio.get_running_loop().run_in_executor(pool, work)
             finally:
@@ -60,7 +60,7 @@ class Drawer:
     def _started(self) -> ProcessPoolExecutor:
         with self._lock:
             if self._pool is None:
-                self._pool = _process()
+                self._pool = own_process()
             return self._pool
 
     def close(self) -> None:
@@ -69,11 +69,6 @@ class Drawer:
             if self._pool is not None:
                 self._pool.shutdown(wait=False, cancel_futures=True)
                 self._pool = None
-
-
-def _process() -> ProcessPoolExecutor:
-    # Not forked: threads of ours may hold locks.
-    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
 
 
 def _chart(url: str, study: str, name: str, objective: str | None, form: str) -> bytes:
