@@ -17,6 +17,7 @@ from ucd_ray.service.problems import Problem, pointer
 from ucd_ray.service.registered import (
     Finding,
     files_that_vary,
+    known,
     method_of,
     not_plain,
     with_names,
@@ -96,12 +97,24 @@ def from_spec(content: Mapping[str, Any], settings: Settings, study_id: str) -> 
 def _built(spec: StudySpec, settings: Settings, study_id: str, part: str) -> Built:
     title = spec.name[:LONGEST_TITLE]
     own = spec.model_copy(update={"name": f"{title}-{study_id}"})
+    refuse(_without_data(spec, settings, part))
     try:
         _check_start(own)
     except ConfigError as error:
         raise refusal([Finding(f"/{part}", "INVALID", str(error))]) from None
     shown = spec.model_dump(mode="json")
     return Built(own, {**shown, "name": title, "recipe": with_names(shown["recipe"], settings)})
+
+
+def _without_data(spec: StudySpec, settings: Settings, part: str) -> list[Finding]:
+    """That images are missing, in the words of a client: a start would say --data."""
+    recipe = spec.base_recipe()
+    if recipe.data.source is not None or recipe.scenario.dataset == "shapes":
+        return []
+    names = ", ".join(sorted(known(settings, "data.source")))
+    told = f"data set '{recipe.scenario.dataset}' needs data.source; the service has: {names}"
+    place = ("tune", "values") if part == "tune" else (part, "recipe")
+    return [Finding(pointer(("body", *place, "data.source")), "NEEDS_DATA", told)]
 
 
 def _check_start(spec: StudySpec) -> None:

@@ -117,7 +117,7 @@ def test_fine_tuning_is_started_once(client: Client) -> None:
 def test_a_name_of_several_studies_or_of_none_is_refused(client: Client, app: FastAPI) -> None:
     for key in ("tw1", "tw2"):
         add_row(app.state.core.database, key, title="twin", name=f"twin-{key}")
-    with pytest.raises(RequestRefused, match=r"2 studies have the name 'twin'.*tw2, tw1"):
+    with pytest.raises(RequestRefused, match=r"2 studies .*'twin'.*tw2 \(of ann\), tw1 \(of ann\)"):
         client.find("twin")
     assert client.find("tw1").id == "tw1"
     with pytest.raises(RequestRefused, match="there is no study 'nothing'"):

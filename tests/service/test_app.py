@@ -37,6 +37,23 @@ def test_without_any_token_only_loopback_is_answered(app: FastAPI) -> None:
     assert rebound.get(STUDY).status_code == 401
 
 
+@pytest.mark.parametrize("header", ["", "Bearer", "Bearer "])
+def test_the_header_of_an_empty_variable_is_none(app: FastAPI, header: str) -> None:
+    near = TestClient(app, base_url="http://127.0.0.1", client=("127.0.0.1", 1))
+    assert near.get(STUDY, headers={"Authorization": header}).status_code == 404
+    create_token(app.state.core.database, "ann", ["read"])
+    refused = near.get(STUDY, headers={"Authorization": header})
+    assert refused.status_code == 401
+    assert "this needs a token" in refused.json()["detail"]
+
+
+def test_a_token_before_there_is_one_is_told_so(app: FastAPI) -> None:
+    near = TestClient(app, base_url="http://127.0.0.1", client=("127.0.0.1", 1))
+    refused = near.get(STUDY, headers={"Authorization": "Bearer ..."})
+    assert refused.status_code == 401
+    assert "there is no token yet" in refused.json()["detail"]
+
+
 def test_once_a_token_exists_loopback_needs_one_too(app: FastAPI, as_owner: Clients) -> None:
     assert as_owner("ann").get(STUDY).status_code == 404
     near = TestClient(app, base_url="http://127.0.0.1", client=("127.0.0.1", 1))

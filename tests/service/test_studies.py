@@ -210,6 +210,27 @@ def test_a_registered_name_becomes_its_path_and_only_the_name_is_shown(
     assert stored.recipe["model.weights"] == str(weights)
 
 
+@pytest.mark.parametrize(
+    ("body", "place"),
+    [
+        ({"tune": {"scenario": "voc-15-5"}}, "/tune/values/data.source"),
+        (
+            {"spec": {"name": "a", "recipe": {"scenario": "voc-15-5", "method": "mib"}}},
+            "/spec/recipe/data.source",
+        ),
+    ],
+    ids=["tune", "spec"],
+)
+def test_a_study_without_images_is_refused(
+    settings: Settings, body: dict[str, Any], place: str
+) -> None:
+    app = create_app(settings.model_copy(update={"data_sets": {"voc": "/data/voc"}}))
+    client = TestClient(app, base_url="http://127.0.0.1", client=("127.0.0.1", 1))
+    (wrong,) = client.post(STUDIES, json=body).json()["errors"]
+    assert (wrong["pointer"], wrong["code"]) == (place, "NEEDS_DATA")
+    assert "data set 'voc' needs data.source; the service has: generated, voc" in wrong["detail"]
+
+
 def test_a_plan_writes_nothing(ann: TestClient, app: FastAPI) -> None:
     answer = ann.post(f"{STUDIES}?validate_only=true", json=SHAPES)
     assert answer.status_code == 200, answer.text

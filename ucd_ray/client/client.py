@@ -115,7 +115,7 @@ class Client:
         if len(found) == 1:
             return found[0]
         if found:
-            ids = ", ".join(study.id for study in found)
+            ids = ", ".join(f"{study.id} (of {study.owner})" for study in found)
             raise RequestRefused(
                 f"{len(found)} studies have the name '{name}'; give the id of one: {ids}",
                 409,
