@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse
-from fastapi.routing import APIRoute
+from starlette.routing import Route
 
 from ucd_ray.errors import did_you_mean
 from ucd_ray.service.problems import Problem, render, request_id
@@ -14,7 +14,8 @@ from ucd_ray.service.problems import Problem, render, request_id
 
 def install(app: FastAPI, routers: Iterable[APIRouter]) -> None:
     """Makes the app say so; by itself it names the methods of the first route that fits."""
-    routes = [r for router in routers for r in router.routes if isinstance(r, APIRoute)]
+    every = [*app.routes, *(route for router in routers for route in router.routes)]
+    routes = [route for route in every if isinstance(route, Route)]
 
     async def on_method(request: Request, _: Exception) -> JSONResponse:
         problem = wrong_method(request.method, request.scope["path"], routes)
@@ -23,7 +24,7 @@ def install(app: FastAPI, routers: Iterable[APIRouter]) -> None:
     app.add_exception_handler(405, on_method)
 
 
-def wrong_method(method: str, path: str, routes: Iterable[APIRoute]) -> Problem:
+def wrong_method(method: str, path: str, routes: Iterable[Route]) -> Problem:
     """What is wrong with a request of a method that no route takes: 405, or 404 for an unknown action."""
     base, colon, action = path.rpartition(":")
     actions = {}
@@ -37,4 +38,4 @@ def wrong_method(method: str, path: str, routes: Iterable[APIRoute]) -> Problem:
     fitting = [actions[action]] if actions else [r for r in routes if r.path_regex.match(path)]
     allowed = ", ".join(sorted({name for route in fitting for name in route.methods or ()}))
     told = f"{method} is not possible here; what is: {allowed}"
-    return Problem(405, "METHOD_NOT_ALLOWED", told, headers={"Allow": allowed or "GET"})
+    return Problem(405, "METHOD_NOT_ALLOWED", told, headers={"Allow": allowed})

@@ -11,7 +11,10 @@ from ucd_ray.tune.parameter import Choice, Parameter, Value
 from ucd_ray.tune.worded import Worded, name_of
 
 Name = Annotated[str, name_of(61)]
-TEXT = Worded(r"^[^\x00-\x1f]{1,200}$", "a text has 1 to 200 characters, all on one line")
+TEXT = Worded(
+    r"^[^\x00-\x1f]{1,200}$",
+    "a text has 1 to 200 characters on one line, none of them a control character",
+)
 Text = Annotated[str, TEXT]
 ID = r"^[a-z0-9]{1,20}$"  # of a study
 Id = Annotated[str, Worded(ID, "the id of a study has 1 to 20 letters (a to z) and digits")]

@@ -33,15 +33,16 @@ def copied_spec(spec: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, 
     found["search"] = {**_without(old_search, {**recipe, **search}), **sought}
     if "first" not in asked:
         gone = spec["search"].keys() - found["search"].keys()
-        found["first"] = _firsts(spec["first"], {*gone, *sought})
+        found["first"] = _firsts(spec["first"], {*gone, *sought}, method)
     return found
 
 
-def _firsts(stored: Any, lost: set[str]) -> Any:
-    """Values of one first trial or of several, without some keys."""
+def _firsts(stored: Any, lost: set[str], method: Any) -> Any:
+    """Values of one first trial or of several, without some keys; of a method only, unless that is None."""
     if isinstance(stored, Mapping):
-        return {key: value for key, value in stored.items() if key not in lost}
-    return [first for first in (_firsts(one, lost) for one in stored) if first]
+        own = method in (None, stored.get(METHOD, method))
+        return {key: value for key, value in stored.items() if own and key not in lost}
+    return [first for first in (_firsts(one, lost, method) for one in stored) if first]
 
 
 def _without(values: Mapping[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:

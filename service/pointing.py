@@ -27,11 +27,19 @@ def place(text: str, content: Mapping[str, Any], *at: str) -> str:
         for path, _ in entries:
             if path[-1] == word:
                 return pointer(("body", *at, *path))
+    entries.sort(key=lambda entry: -len(entry[0]))  # a list's entry before the list
     for word in words:
         for path, value in entries:
-            if isinstance(value, str) and word in (value, *value.split(",")):
+            if word in _texts(value):
                 return pointer(("body", *at, *path))
     return pointer(("body", *at))
+
+
+def _texts(value: Any) -> Sequence[Any]:
+    """What a sentence may name of a value: `mib,plop` has two names."""
+    if isinstance(value, str):
+        return (value, *value.split(","))
+    return value if isinstance(value, list | tuple) else ()
 
 
 def _entries(content: Mapping[str, Any]) -> Iterator[Entry]:

@@ -378,6 +378,12 @@ def test_a_copy_has_another_method(ann: TestClient) -> None:
     assert copy["recipe"]["method"] == "mib"
     assert "kd.weight" in copy["search"]
     assert not [key for key in copy["search"] if key.startswith("ucd.")]
+    both = ann.post(STUDIES, json={"tune": {"scenario": "shapes-8-4", "method": "mib,plop"}}).json()
+    assert len(both["spec"]["first"]) == 2
+    one = cloned(ann, both, recipe={"method": "plop"})
+    assert "method" not in one["search"] and "kd.weight" not in one["search"]
+    (first,) = one["first"]
+    assert "pod.weight" in first, "that of plop"
 
 
 @pytest.mark.parametrize("part", ["recipe", "search", "first"])
@@ -429,6 +435,8 @@ def test_a_wrong_edit_leads_to_its_key(ann: TestClient) -> None:
     assert [error["pointer"] for error in answer.json()["errors"]] == ["/space/fix/nope"]
     answer = ann.patch(url, json={"space": {"constraints": ["x"]}})
     assert [error["pointer"] for error in answer.json()["errors"]] == ["/space/constraints/0"]
+    answer = ann.patch(url, json={"space": {"add": [["kd.weight", 3]]}})
+    assert [error["pointer"] for error in answer.json()["errors"]] == ["/space/add/0"]
 
 
 @pytest.mark.parametrize("sent", ["application/x-www-form-urlencoded", "text/plain", None])
@@ -455,6 +463,7 @@ def test_another_method_of_an_address_is_told_those_that_it_has(ann: TestClient)
     assert ann.put(study).headers["allow"] == "DELETE, GET, PATCH"
     assert ann.put(f"{study}:stop").headers["allow"] == "POST"
     assert ann.put("/healthz").headers["allow"] == "GET, HEAD"
+    assert ann.put("/v1/openapi.json").headers["allow"] == "GET, HEAD"
 
 
 def test_an_action_that_is_none_is_404_and_named(ann: TestClient) -> None:
