@@ -8,7 +8,7 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
-from ucd_ray.service import problems
+from ucd_ray.service import addresses, problems
 from ucd_ray.service.auth import describe_tokens
 from ucd_ray.service.core import Core
 from ucd_ray.service.database import open_database
@@ -57,6 +57,7 @@ def create_app(
     for router in ROUTERS:
         app.include_router(router)
     problems.install(app)
+    addresses.install(app, ROUTERS)
     describe_tokens(app)
     app.add_middleware(Repeated, stamp=app.state.core.recent.stamp)
     app.add_middleware(Limits, settings=settings)

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import Field
 
 from ucd_ray.config import Config
 from ucd_ray.tune.parameter import Choice, Parameter, Value
+from ucd_ray.tune.worded import Worded, name_of
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,60}$")]
-Text = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f]{1,200}$")]
+Name = Annotated[str, name_of(61)]
+TEXT = Worded(
+    r"^[^\x00-\x1f]{1,200}$",
+    "a text has 1 to 200 characters on one line, none of them a control character",
+)
+Text = Annotated[str, TEXT]
 ID = r"^[a-z0-9]{1,20}$"  # of a study
-Id = Annotated[str, StringConstraints(pattern=ID)]
+Id = Annotated[str, Worded(ID, "the id of a study has 1 to 20 letters (a to z) and digits")]
+SCENARIO = Worded(r"^[A-Za-z0-9._+-]{1,60}$", "a scenario has a name such as voc-15-1")
 Labels = Annotated[dict[Name, Text], Field(max_length=32)]
 Priority = Annotated[int, Field(ge=-100, le=100)]
 Count = Annotated[int, Field(gt=0, le=1_000_000)]
@@ -22,7 +28,7 @@ Hours = Annotated[float, Field(gt=0, le=1e9)]
 class FromScenario(Config):
     """A study of a scenario's own search space, as `ucd-ray tune` builds it."""
 
-    scenario: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._+-]{1,60}$")]
+    scenario: Annotated[str, SCENARIO]
     """Such as voc-15-1."""
     name: Name | None = None
     """Null: scenario, setting and method."""
@@ -110,7 +116,9 @@ class Copy(Config):
     external_id: Text | None = None
     """The owner's own id of the copy."""
     spec: dict[str, Any] = {}
-    """Fields of the spec that differ."""
+    """Fields of the spec that differ.  `recipe` and `search` are merged with the original's key by key: a
+    key that is fixed is no longer searched, one that is searched no longer fixed; null under `search` ends
+    a search."""
 
 
 class NewTrial(Config):

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from ucd_ray.service.bodies import Change, SpaceRevision
+from ucd_ray.service.pointing import pointed, refuse
 from ucd_ray.service.problems import Problem
 from ucd_ray.service.registered import files_that_vary, not_plain
 from ucd_ray.service.rows import update
-from ucd_ray.service.specs import refuse
 from ucd_ray.service.states import DELETED, ENDED
 from ucd_ray.service.studies import StudyRow
 from ucd_ray.tune.database import Database
@@ -53,7 +53,9 @@ def change_study(
     wanted = _edit(row, given, asked.space)
     done = True
     if wanted != Edit():
-        done = edit(database, row.name, wanted, wait_s=ANSWER_S).done
+        space = asked.space
+        with pointed(space.model_dump(), "space") if space else pointed(given):
+            done = edit(database, row.name, wanted, wait_s=ANSWER_S).done
     own = {name: given[name] for name in OWN if name in given}
     return update(database, row.id, lambda _: own, touch=wanted != Edit()), done
 

@@ -14,8 +14,10 @@ from ucd_ray.errors import UcdRayError
 from ucd_ray.service.aside import aside
 from ucd_ray.service.auth import Viewer
 from ucd_ray.service.bodies import Copy, NewStudy
+from ucd_ray.service.copies import copied_spec
 from ucd_ray.service.core import Core
 from ucd_ray.service.once import Answer, Once, answered_once
+from ucd_ray.service.pointing import refuse
 from ucd_ray.service.problems import Problem
 from ucd_ray.service.registered import Finding
 from ucd_ray.service.rows import insert_study, new_id
@@ -24,7 +26,6 @@ from ucd_ray.service.specs import (
     differing,
     from_scenario,
     from_spec,
-    refuse,
 )
 from ucd_ray.service.states import DELETED
 from ucd_ray.service.studies import StudyRow, find_study, read_row, row_of
@@ -176,7 +177,7 @@ def _taken(
 
 def copy(row: StudyRow, asked: Copy) -> NewStudy:
     """The request that starts a copy of a study."""
-    spec = {**row.spec, **asked.spec, "name": asked.name or row.title}
+    spec = {**copied_spec(row.spec, asked.spec), "name": asked.name or row.title}
     return NewStudy(
         spec=spec,
         external_id=asked.external_id,

@@ -125,7 +125,10 @@ def _words(text: str) -> Iterator[str]:
     while text[at:].strip():
         match = TOKEN.match(text, at)
         if match is None:
-            raise invalid(f"{text[at:].strip()[:20]!r} cannot be read")
+            rest = text[at:].strip()[:20]
+            if rest.startswith('"'):
+                raise invalid(f"the quote of {rest} is not closed")
+            raise invalid(f"{rest!r} cannot be read")
         yield match.group().strip()
         at = match.end()
 

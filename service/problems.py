@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from ucd_ray.errors import (
     StudyError,
     UcdRayError,
     WeightsError,
+    did_you_mean,
 )
 
 MEDIA = "application/problem+json"
@@ -42,7 +44,9 @@ STATUS: tuple[tuple[type[UcdRayError], int, str], ...] = (
 class FieldProblem(BaseModel):
     """One wrong field of a request."""
 
-    pointer: str = Field(description="JSON pointer into the body, or `#query/name`.")
+    pointer: str = Field(
+        description="JSON pointer into the body, or `#query/name`, `#header/name`."
+    )
     code: str
     detail: str
 
@@ -82,7 +86,7 @@ class Problem(Exception):  # noqa: N818
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The part of a route's OpenAPI that lists its errors."""
     content = {MEDIA: {"schema": {"$ref": "#/components/schemas/ProblemBody"}}}
-    always = (400, 401, 403, 404, 413, 422, 429, 503)
+    always = (400, 401, 403, 404, 413, 415, 422, 429, 503)
     return {
         status: {"description": http.HTTPStatus(status).phrase, "content": content}
         for status in sorted({*always, *statuses})
@@ -123,6 +127,8 @@ def render(problem: Problem, request_id: str) -> JSONResponse:
 def pointer(location: Sequence[Any]) -> str:
     """The JSON pointer of where pydantic found something."""
     kind, *path = location or ("body",)
+    if path[2:] == ["[key]"]:  # a key of a mapping, such as a label's, is wrong: not its value
+        del path[2]
     escaped = [str(part).replace("~", "~0").replace("/", "~1") for part in path]
     base = "" if kind == "body" else f"#{kind}"
     return base + "".join(f"/{part}" for part in escaped)
@@ -138,6 +144,21 @@ def field_problems(findings: Sequence[Mapping[str, Any]]) -> list[dict[str, str]
         }
         for finding in findings
     ]
+
+
+def _not_there(finding: Mapping[str, Any]) -> str:
+    """What is said of a wrong part of a path: which there are, where they can be listed."""
+    if finding["type"] != "literal_error":
+        return "there is nothing under this address"
+    known = re.findall(r"'([^']+)'", finding["ctx"]["expected"])
+    return f"there is no '{finding['input']}' under this address; {did_you_mean(finding['input'], known)}"
+
+
+def _not_sent_as_json(sent: str | None) -> Problem:
+    came = "without Content-Type" if sent is None else f"as '{sent[:100]}'"
+    told = f"send the body with the header Content-Type: application/json; it came {came}"
+    error = {"pointer": "#header/content-type", "code": "NOT_JSON", "detail": told}
+    return Problem(415, "UNSUPPORTED_MEDIA_TYPE", told, [error])
 
 
 def describe_problems(app: FastAPI) -> None:
@@ -174,10 +195,13 @@ def install(app: FastAPI) -> None:
     async def on_invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
         found = field_problems(error.errors())
+        of_path = [finding for finding in error.errors() if finding["loc"][0] == "path"]
         if any(finding["type"] == "json_invalid" for finding in error.errors()):
             problem = Problem(400, "NOT_JSON", "the body is not JSON", found)
-        elif any(finding["loc"][0] == "path" for finding in error.errors()):
-            problem = Problem(404, "NOT_FOUND", "there is nothing under this address")
+        elif of_path:
+            problem = Problem(404, "NOT_FOUND", _not_there(of_path[0]))
+        elif error.body and isinstance(error.body, bytes):  # which nobody has parsed
+            problem = _not_sent_as_json(request.headers.get("content-type"))
         else:
             told = "; ".join(f"{e['pointer'] or 'the body'}: {e['detail']}" for e in found)
             problem = Problem(422, "INVALID", told, found)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
-from ucd_ray.errors import did_you_mean
+from ucd_ray.errors import ConfigError, did_you_mean
 from ucd_ray.service.problems import Problem
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
@@ -36,15 +37,28 @@ def check_query(request: Request) -> None:
     operation = paths.get(request.scope["route"].path, {}).get(request.method.lower(), {})
     parameters = operation.get("parameters", ())
     known = [p["name"] for p in parameters if p["in"] == "query"]
-    errors = [
-        {
-            "pointer": f"#query/{name}",
-            "code": "UNKNOWN",
-            "detail": f"unknown query parameter '{name}'; "
-            + (did_you_mean(name, known) if known else "there is none here"),
-        }
+    told = {
+        name: f"unknown query parameter '{name}'; "
+        + (did_you_mean(name, known) if known else "there is none here")
         for name in given
         if name not in known
+    }
+    if told:
+        raise wrong_query(told, "UNKNOWN")
+
+
+def wrong_query(told: Mapping[str, str], code: str = "INVALID") -> Problem:
+    """What is wrong with query parameters, a sentence for each."""
+    errors = [
+        {"pointer": f"#query/{name}", "code": code, "detail": text} for name, text in told.items()
     ]
-    if errors:
-        raise Problem(422, "INVALID", "; ".join(error["detail"] for error in errors), errors)
+    return Problem(422, "INVALID", "; ".join(told.values()), errors)
+
+
+@contextmanager
+def of_query(name: str) -> Iterator[None]:
+    """Turns a ConfigError into a Problem (422) that points at a query parameter."""
+    try:
+        yield
+    except ConfigError as error:
+        raise wrong_query({name: str(error)}) from None

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
@@ -13,7 +12,8 @@ from pydantic import ValidationError
 from ucd_ray.errors import ConfigError, UcdRayError
 from ucd_ray.recipe import Recipe, check_key, micro_batches
 from ucd_ray.service.bodies import FromScenario
-from ucd_ray.service.problems import Problem, pointer
+from ucd_ray.service.pointing import place, pointed, refusal, refuse
+from ucd_ray.service.problems import pointer
 from ucd_ray.service.registered import (
     Finding,
     files_that_vary,
@@ -61,15 +61,11 @@ def from_scenario(asked: FromScenario, settings: Settings, study_id: str) -> Bui
         found.append(Finding(pointer(("body", "tune", "settings", key)), "NOT_A_SETTING", told))
     refuse(found)
     generated = asked.values.get("data.source") == "generated"
-    try:
+    with pointed(asked.model_dump(), "tune"):
         space = space_of(asked.scenario, asked.space, generated=generated)
         spec = build_spec(
             space, name=asked.name, method=asked.method, overrides=values, **asked.settings
         )
-    except ConfigError as error:
-        raise refusal(
-            [Finding(_place(str(error), asked.model_dump(), "tune"), "INVALID", str(error))]
-        ) from None
     return _built(spec, settings, study_id, "tune")
 
 
@@ -152,38 +148,13 @@ def _of_pydantic(
     found = []
     for finding in error.errors():
         text = str(finding["msg"]).removeprefix("Value error, ")
-        place = pointer(("body", "spec", *finding["loc"]))
+        at = pointer(("body", "spec", *finding["loc"]))
         if not finding["loc"]:
-            place = _place(text, content, "spec")
+            at = place(text, content, "spec")
             if told:  # the first of what has been found already
                 continue
-        found.append(Finding(place, str(finding["type"]).upper(), text))
+        found.append(Finding(at, str(finding["type"]).upper(), text))
     return found
-
-
-def _place(text: str, content: Mapping[str, Any], part: str) -> str:
-    """Where the key lies that a sentence of the library names."""
-    for word in re.findall(r"'([^']+)'|\b([a-z_]+\.[a-z_]+)\b|^([a-z_]+)\b", text):
-        key = next(filter(None, word))
-        if key in content:
-            return pointer(("body", part, key))
-        for inner in ("recipe", "values", "search", "settings"):
-            if isinstance(content.get(inner), Mapping) and key in content[inner]:
-                return pointer(("body", part, inner, key))
-    return f"/{part}"
-
-
-def refuse(found: list[Finding]) -> None:
-    """Raises Problem (422) if anything was found."""
-    if found:
-        raise refusal(found)
-
-
-def refusal(found: list[Finding]) -> Problem:
-    """All that is wrong as one problem."""
-    unique = list(dict.fromkeys(sorted(found, key=lambda finding: finding.pointer)))
-    told = "; ".join(finding.detail for finding in unique)
-    return Problem(422, "INVALID", told, [asdict(finding) for finding in unique])
 
 
 def differing(stored: Any, wanted: Any, at: str = "") -> list[str]:

@@ -24,7 +24,7 @@ from ucd_ray.service.catalogue_views import (
 from ucd_ray.service.core import CoreOf
 from ucd_ray.service.negotiation import TABLES, media_types, wanted
 from ucd_ray.service.problems import Problem, responses, tagged
-from ucd_ray.service.query import Route
+from ucd_ray.service.query import Route, of_query
 from ucd_ray.service.registered import GENERATED
 from ucd_ray.tune.catalogue import EXAMPLE, catalogue, method_facts, scenario_facts
 from ucd_ray.tune.formats import write
@@ -65,7 +65,8 @@ def get_method(name: Name, viewer: Reader, scenario: Scenario = EXAMPLE) -> dict
         known = [method["name"] for method in catalogue()["methods"]]
         told = f"there is no method '{name}'; {did_you_mean(name, known)}"
         raise Problem(404, "NO_METHOD", told)
-    scenario_facts(scenario)
+    with of_query("scenario"):
+        scenario_facts(scenario)
     return method_facts(name, scenario)
 
 

@@ -21,12 +21,14 @@ class Health(BaseModel):
     """Why studies do not start, if the cluster does not answer."""
 
 
+@router.head("/healthz", include_in_schema=False)  # as load balancers ask
 @router.get("/healthz", responses=responses())
 def healthz() -> Health:
     """The process answers."""
     return Health()
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", responses=responses())
 def readyz(core: CoreOf) -> Health:
     """The database answers as well; without the cluster studies are still taken, and wait."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Any, BinaryIO, Literal
 
+import pyarrow as pa
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
-from ucd_ray.errors import CheckpointError, NotDrawn, StudyError
+from ucd_ray.errors import CheckpointError, ConfigError, NotDrawn, StudyError
 from ucd_ray.service.answering import answered, check_started, version_of
 from ucd_ray.service.auth import Reader
 from ucd_ray.service.bodies import ID
@@ -21,7 +23,7 @@ from ucd_ray.service.drawer import NETWORK
 from ucd_ray.service.freshness import Answer, headers, tag_of, unchanged
 from ucd_ray.service.negotiation import CHARTS, RECIPES, TABLES, media_types, wanted
 from ucd_ray.service.problems import Problem, responses, tagged
-from ucd_ray.service.query import Route
+from ucd_ray.service.query import Route, of_query, wrong_query
 from ucd_ray.service.registered import with_names
 from ucd_ray.service.spool import Fill, Spool
 from ucd_ray.service.studies import StudyRow, Visible, find_visible
@@ -100,8 +102,7 @@ async def get_results(
     if options and view != "paper":
         name = next(iter(options))
         told = f"{name}: only view 'paper' has it, not '{view}'"
-        error = {"pointer": f"#query/{name}", "code": "INVALID", "detail": told}
-        raise Problem(422, "INVALID", told, [error])
+        raise wrong_query({name: told})
     chosen: dict[str, Any] = {
         "filters": filters,
         "order_by": order_by,
@@ -110,13 +111,25 @@ async def get_results(
     }
 
     def fill(sink: BinaryIO) -> None:
-        rows = select(open_view(core.database, study.name, view, **options), **chosen)
-        write(rows, form, sink)
+        write(_selected(open_view(core.database, study.name, view, **options), chosen), form, sink)
 
     if view == "paper":  # rows of other studies stand in it too
         return await _of_content(request, media, core, fill)
     version = await version_of(core, study)
     return await answered(core, request, version, media, fill)
+
+
+def _selected(rows: pa.RecordBatchReader, chosen: Mapping[str, Any]) -> pa.RecordBatchReader:
+    """The chosen rows of a view.  Raises Problem (422) with every parameter that cannot be."""
+    wrong = {}
+    for name, value in chosen.items():
+        try:
+            select(rows, **{name: value})  # reads none of them
+        except ConfigError as error:
+            wrong["filter" if name == "filters" else name] = str(error)
+    if wrong:
+        raise wrong_query(wrong)
+    return select(rows, **chosen)
 
 
 async def _of_content(request: Request, media: str, core: Core, fill: Fill) -> Response:
@@ -204,7 +217,8 @@ async def get_plot(
         return same
     if (known := core.answers.get(tag)) is None:
         try:
-            drawn = await core.drawer.chart(_url(core), study.name, kind, objective, form)
+            with of_query("objective"):
+                drawn = await core.drawer.chart(_url(core), study.name, kind, objective, form)
         except NotDrawn as error:
             raise Problem(409, "NOTHING_TO_DRAW", str(error)) from None
         known = Answer(media, drawn)

@@ -16,6 +16,7 @@ from ucd_ray.service.core import Core, CoreOf, core_of
 from ucd_ray.service.filters import Condition, invalid, parse_comparisons
 from ucd_ray.service.page_tokens import place_of, token_of
 from ucd_ray.service.paging import LARGEST
+from ucd_ray.service.pointing import pointed
 from ucd_ray.service.problems import SAME, Problem, responses
 from ucd_ray.service.query import Route
 from ucd_ray.service.studies import Own, StudyId, StudyRow, Visible, visible_study
@@ -105,7 +106,9 @@ def _conditions(core: Core, study: StudyRow, filter: str) -> list[Condition]:
 def queue_trial(study: Own, core: CoreOf, body: NewTrial) -> Response:
     """Queue a trial with these params, also outside of their ranges."""
     check_started(core, study)
-    return _queued(core, study, enqueue(core.database, study.name, body.params, wait_s=WAIT_S))
+    with pointed(body.params, "params"):
+        outcome = enqueue(core.database, study.name, body.params, wait_s=WAIT_S)
+    return _queued(core, study, outcome)
 
 
 @router.get("/{number}", response_model=TrialView, responses=SAME)

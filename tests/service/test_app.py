@@ -147,3 +147,11 @@ def test_errors_of_the_library_keep_their_sentence(error: Exception, status: int
 def test_pointers_escape_as_json_pointers_do() -> None:
     assert pointer(("body", "search", "a/b~c", 0)) == "/search/a~1b~0c/0"
     assert pointer(("query", "page_size")) == "#query/page_size"
+    assert pointer(("body", "labels", "größe", "[key]")) == "/labels/größe", "it is of the key"
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+def test_a_load_balancer_probes_with_head(app: FastAPI, path: str) -> None:
+    answer = TestClient(app).head(path)
+    assert answer.status_code == 200
+    assert "head" not in app.openapi()["paths"][path]

@@ -66,6 +66,7 @@ def test_the_range_of_a_parameter_is_that_of_its_field_and_of_the_search_space(
     assert mib["eval.mode"]["searched"] is None
     wrong = client.get("/v1/methods/mib", params={"scenario": "voc-7-7"})
     assert wrong.status_code == 422
+    assert wrong.json()["errors"][0]["pointer"] == "#query/scenario"
 
 
 def test_registered_data_sets_are_told_without_their_places(
@@ -114,7 +115,8 @@ def test_the_schema_of_a_spec_accepts_a_spec(client: TestClient) -> None:
     jsonschema.validate(spec, schema)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({**spec, "trials": 0}, schema)
-    assert client.get("/v1/schemas/other").status_code == 404
+    other = client.get("/v1/schemas/other")
+    assert (other.status_code, "space, study" in other.json()["detail"]) == (404, True)
 
 
 @pytest.mark.parametrize(

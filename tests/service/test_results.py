@@ -22,6 +22,7 @@ from tests.tune.test_standing import study_of
 from ucd_ray.service.app import create_app
 from ucd_ray.service.negotiation import TABLES
 from ucd_ray.service.settings import Settings
+from ucd_ray.tune.charts import CHARTS
 from ucd_ray.tune.database import Database
 from ucd_ray.tune.results import read
 from ucd_ray.tune.standing import best_two
@@ -140,6 +141,7 @@ def test_no_row_that_matches_is_an_empty_table(client: TestClient) -> None:
         ({"view": "tirals"}, "trials"),
         ({"filter": "colour=red"}, "there is no column 'colour'"),
         ({"order_by": "colour"}, "there is no column 'colour'"),
+        ({"columns": "number,colour"}, "there is no column 'colour'"),
         ({"limit": 0}, "greater than or equal to 1"),
         ({"best": 3}, "only view 'paper' has it"),
     ],
@@ -150,6 +152,18 @@ def test_a_wrong_query_is_422_with_the_library_s_sentence(
     answer = client.get(URL, params=query)
     assert answer.status_code == 422
     assert told in answer.json()["detail"]
+    assert [e["pointer"] for e in answer.json()["errors"]] == [f"#query/{next(iter(query))}"]
+
+
+def test_all_that_is_wrong_with_a_query_is_named_at_once(client: TestClient) -> None:
+    query = {"columns": "nope", "filter": "nope=3", "order_by": "nope", "view": "paper"}
+    answer = client.get(URL, params=query)
+    assert answer.status_code == 422
+    assert {e["pointer"] for e in answer.json()["errors"]} == {
+        "#query/columns",
+        "#query/filter",
+        "#query/order_by",
+    }
 
 
 def test_a_table_that_the_client_has_is_not_sent_again(tmp_path: Path) -> None:
@@ -228,7 +242,29 @@ def test_predictions_of_a_network_that_is_not_there_have_nothing_to_show(
     answer = client.get("/v1/studies/abc/plots/predictions")
     assert (answer.status_code, answer.json()["code"]) == (409, "NOTHING_TO_DRAW")
     assert "is not in the step cache" in answer.json()["detail"]
-    assert client.get("/v1/studies/abc/plots/pie").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("importance", "did you mean 'importances'?"), ("pie", "history, importances")],
+)
+def test_a_chart_that_is_none_is_404_and_says_which_there_are(
+    client: TestClient, name: str, hint: str
+) -> None:
+    answer = client.get(f"/v1/studies/abc/plots/{name}")
+    assert (answer.status_code, answer.json()["code"]) == (404, "NOT_FOUND")
+    assert f"'{name}'" in answer.json()["detail"] and hint in answer.json()["detail"]
+
+
+def test_an_objective_that_the_study_does_not_have_is_named(client: TestClient) -> None:
+    answer = client.get("/v1/studies/abc/plots/history", params={"objective": "nope"})
+    assert answer.status_code == 422
+    assert [error["pointer"] for error in answer.json()["errors"]] == ["#query/objective"]
+
+
+def test_the_guide_names_every_chart() -> None:
+    guide = Path("docs/service-api.md").read_text()
+    assert not [name for name in CHARTS if f"`{name}`" not in guide]
 
 
 def test_a_report_is_one_page_that_needs_no_network(client: TestClient, tmp_path: Path) -> None:

@@ -356,3 +356,143 @@ def test_a_copy_is_a_study_of_its_own(ann: TestClient) -> None:
     copy = answer.json()
     assert (copy["name"], copy["spec"]["trials"], copy["labels"]) == ("copy", 5, {"a": "b"})
     assert copy["id"] != study["id"]
+
+
+def cloned(client: TestClient, study: Any, **spec: Any) -> Any:
+    """The spec of a copy in which this is other."""
+    answer = client.post(f"{STUDIES}/{study['id']}:clone", json={"name": "copy", "spec": spec})
+    assert answer.status_code == 201, answer.text
+    return answer.json()["spec"]
+
+
+def test_a_copy_with_one_other_value_keeps_all_others(ann: TestClient) -> None:
+    study = start(ann)
+    before = study["spec"]
+    copy = cloned(ann, study, trials=4, recipe={"optim.iterations_new": 60})
+    assert copy["recipe"] == {**before["recipe"], "optim.iterations_new": 60}
+    assert copy["search"] == before["search"]
+    copy = cloned(ann, study, recipe={"optim.iterations_new": None})
+    assert copy["recipe"] == {**before["recipe"], "optim.iterations_new": None}
+    copy = cloned(ann, study, recipe={"optim.epochs_new": 5})
+    assert copy["recipe"]["optim.iterations_new"] is None, "else the epochs would mean nothing"
+
+
+def test_a_copy_searches_more_less_or_otherwise(ann: TestClient) -> None:
+    study = start(ann)
+    before = study["spec"]["search"]
+    range_ = {"low": 0.01, "high": 0.5, "log": True}
+    searched = cloned(ann, study, search={"optim.weight_decay": range_})["search"]
+    assert searched["optim.weight_decay"]["high"] == 0.5
+    assert searched.items() >= before.items()
+    fixed = cloned(ann, study, recipe={"kd.weight": 3.0})
+    assert fixed["recipe"]["kd.weight"] == 3.0
+    assert fixed["search"].keys() == before.keys() - {"kd.weight"}
+    first = study["spec"]["first"]
+    assert fixed["first"] == {key: first[key] for key in first.keys() - {"kd.weight"}}
+    narrow = cloned(ann, study, search={"kd.weight": {"low": 1, "high": 2}})
+    assert narrow["first"] == fixed["first"], "the value of the first trial lies outside"
+    assert cloned(ann, study, search={"kd.weight": None})["search"].keys() == fixed["search"].keys()
+
+
+def test_a_copy_has_another_method(ann: TestClient) -> None:
+    copy = cloned(ann, start(ann), recipe={"method": "mib"})
+    assert copy["recipe"]["method"] == "mib"
+    assert "kd.weight" in copy["search"]
+    assert not [key for key in copy["search"] if key.startswith("ucd.")]
+    both = ann.post(STUDIES, json={"tune": {"scenario": "shapes-8-4", "method": "mib,plop"}}).json()
+    assert len(both["spec"]["first"]) == 2
+    one = cloned(ann, both, recipe={"method": "plop"})
+    assert "method" not in one["search"] and "kd.weight" not in one["search"]
+    (first,) = one["first"]
+    assert "pod.weight" in first, "that of plop"
+
+
+@pytest.mark.parametrize("part", ["recipe", "search", "first"])
+def test_a_copy_with_what_is_no_mapping_is_refused(ann: TestClient, part: str) -> None:
+    url = f"{STUDIES}/{start(ann)['id']}:clone"
+    assert ann.post(url, json={"spec": {part: 3}}).status_code == 422
+    assert ann.post(url, json={"spec": {part: {"method": ["x"]}}}).status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("tune", "pointer"),
+    [
+        ({"scenario": "nope"}, "/tune/scenario"),
+        ({"method": "nope"}, "/tune/method"),
+        ({"method": "mib,nope"}, "/tune/method"),
+        ({"method": ""}, "/tune/method"),
+        ({"space": "nope"}, "/tune/space"),
+        ({"settings": {"sampler": "nope"}}, "/tune/settings/sampler"),
+        ({"values": {"setting": "nope"}}, "/tune/values/setting"),
+        ({"values": {"method": ""}}, "/tune/values/method"),
+    ],
+)
+def test_the_pointer_leads_to_what_is_wrong(
+    ann: TestClient, tune: dict[str, Any], pointer: str
+) -> None:
+    answer = ann.post(STUDIES, json={"tune": {"scenario": "shapes-8-4", **tune}})
+    assert answer.status_code == 422
+    assert [error["pointer"] for error in answer.json()["errors"]] == [pointer]
+
+
+@pytest.mark.parametrize("name", ["größe", "x" * 300, "", "a\n"])
+def test_a_wrong_name_is_told_in_words(ann: TestClient, name: str) -> None:
+    study = start(ann)
+    answers = [
+        ann.post(STUDIES, json={"tune": {"scenario": "shapes-8-4", "name": name}}),
+        ann.post(STUDIES, json={"spec": {**study["spec"], "name": name}}),
+        ann.post(STUDIES, json={**SHAPES, "labels": {name: "x"}}),
+        ann.post(f"{STUDIES}/{study['id']}:clone", json={"name": name}),
+    ]
+    assert [answer.status_code for answer in answers] == [422] * 4
+    found = [error for answer in answers for error in answer.json()["errors"]]
+    assert [e["pointer"] for e in found] == ["/tune/name", "/spec/name", f"/labels/{name}", "/name"]
+    assert all("letters" in e["detail"] and "^" not in e["detail"] for e in found)
+
+
+def test_a_wrong_edit_leads_to_its_key(ann: TestClient) -> None:
+    url = f"{STUDIES}/{start(ann)['id']}"
+    answer = ann.patch(url, json={"space": {"fix": {"nope": 1}}})
+    assert [error["pointer"] for error in answer.json()["errors"]] == ["/space/fix/nope"]
+    answer = ann.patch(url, json={"space": {"constraints": ["x"]}})
+    assert [error["pointer"] for error in answer.json()["errors"]] == ["/space/constraints/0"]
+    answer = ann.patch(url, json={"space": {"add": [["kd.weight", 3]]}})
+    assert [error["pointer"] for error in answer.json()["errors"]] == ["/space/add/0"]
+
+
+@pytest.mark.parametrize("sent", ["application/x-www-form-urlencoded", "text/plain", None])
+def test_a_body_that_is_not_sent_as_json_is_told_to_be(ann: TestClient, sent: str | None) -> None:
+    headers = {} if sent is None else {"Content-Type": sent}
+    study = start(ann)
+    for path in (STUDIES, f"{STUDIES}/{study['id']}:stop"):
+        answer = ann.post(path, content=b'{"tune": {"scenario": "shapes-8-4"}}', headers=headers)
+        assert (answer.status_code, answer.json()["code"]) == (415, "UNSUPPORTED_MEDIA_TYPE")
+        assert "Content-Type: application/json" in answer.json()["detail"]
+    assert ann.post(STUDIES, json=["x"]).status_code == 422
+
+
+def test_a_quote_that_does_not_end_is_told(ann: TestClient) -> None:
+    answer = ann.get(STUDIES, params={"filter": 'state="RUNNING'})
+    assert answer.status_code == 422
+    assert 'the quote of "RUNNING is not closed' in answer.json()["detail"]
+
+
+def test_another_method_of_an_address_is_told_those_that_it_has(ann: TestClient) -> None:
+    answer = ann.put(STUDIES)
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, POST")
+    study = f"{STUDIES}/{start(ann)['id']}"
+    assert ann.put(study).headers["allow"] == "DELETE, GET, PATCH"
+    assert ann.put(f"{study}:stop").headers["allow"] == "POST"
+    assert ann.put("/healthz").headers["allow"] == "GET, HEAD"
+    assert ann.put("/v1/openapi.json").headers["allow"] == "GET, HEAD"
+
+
+def test_an_action_that_is_none_is_404_and_named(ann: TestClient) -> None:
+    study = f"{STUDIES}/{start(ann)['id']}"
+    for path, hint in (
+        (f"{study}:pauze", "did you mean 'pause'?"),
+        (f"{study}/trials/0:x", "retry"),
+    ):
+        answer = ann.post(path)
+        assert (answer.status_code, answer.json()["code"]) == (404, "NO_ACTION")
+        assert hint in answer.json()["detail"]

@@ -145,21 +145,24 @@ def test_a_table_shows_at_once_what_was_queued(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "told", "pointer"),
     [
-        ({"params": {"kd.wieght": 1.0}}, "kd.wieght"),
-        ({"params": {"seed": 3}}, "'seed' is not searched"),
-        ({"params": {}}, "at least 1 item"),
-        ({"params": {"kd.weight": 1.0}, "more": 1}, "more"),
-        ({}, "Field required"),
+        ({"params": {"kd.wieght": 1.0}}, "kd.wieght", "/params/kd.wieght"),
+        ({"params": {"nope": 1}}, "nope", "/params/nope"),
+        ({"params": {"seed": 3}}, "'seed' is not searched", "/params/seed"),
+        ({"params": {"kd.weight": "x"}}, "valid number", "/params/kd.weight"),
+        ({"params": {}}, "at least 1 item", "/params"),
+        ({"params": {"kd.weight": 1.0}, "more": 1}, "more", "/more"),
+        ({}, "Field required", "/params"),
     ],
 )
 def test_params_that_cannot_be_are_422_and_nothing_is_queued(
-    client: TestClient, body: dict[str, Any], told: str
+    client: TestClient, body: dict[str, Any], told: str, pointer: str
 ) -> None:
     answer = client.post(URL, json=body)
     assert answer.status_code == 422
     assert told in answer.text
+    assert [error["pointer"] for error in answer.json()["errors"]] == [pointer]
     assert len(walk(client)) == 12
 
 

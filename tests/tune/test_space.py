@@ -133,8 +133,8 @@ def test_a_first_value_must_be_one_that_the_search_may_propose(
         ({"trials": 0}, "greater than 0"),
         ({"workers": 0}, "greater than 0"),
         ({"max_concurrent": 0}, "greater than 0"),
-        ({"name": "a/b"}, "should match pattern"),
-        ({"name": ""}, "should match pattern"),
+        ({"name": "a/b"}, "a name has 1 to 81 letters"),
+        ({"name": ""}, "a name has 1 to 81 letters"),
         ({"nam": "x"}, "Extra inputs"),
     ],
 )
@@ -192,6 +192,13 @@ def test_epochs_beside_iterations_are_not_searched_in_vain() -> None:
         build_spec(both)
     spec = build_spec(both, overrides={"optim.iterations_new": None})
     assert "optim.epochs_new" in spec.search
+
+
+def test_an_empty_method_is_not_that_of_the_space() -> None:
+    with pytest.raises(ConfigError, match="unknown method ''"):
+        build_spec(space_for("shapes-8-4"), method="")
+    with pytest.raises(ConfigError, match="unknown method ''"):
+        build_spec(space_for("shapes-8-4"), overrides={"method": ""})
 
 
 def test_the_default_name_says_scenario_setting_and_method() -> None:
@@ -261,7 +268,7 @@ def test_a_key_that_no_method_has_is_a_mistake() -> None:
         ({"overrides": {"ucd.temprature": 1}}, "^unknown key 'ucd.temprature'"),
         ({"overrides": {"optim.lr_new": -1}}, r"^optim.lr_new \(-1\): .* greater than 0"),
         ({"trials": 0}, r"^trials \(0\): .* greater than 0"),
-        ({"name": "no/slash"}, "^name .*should match pattern"),
+        ({"name": "no/slash"}, "^name .*a name has 1 to 81 letters"),
     ],
 )
 def test_building_reports_one_sentence_that_begins_with_the_matter(

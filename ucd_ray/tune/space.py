@@ -134,8 +134,8 @@ def build_spec(
     """
     overrides = by_epochs(overrides or {})
     set_method = overrides.pop(METHOD, None)
-    asked = method or set_method
-    methods = tuple(str(asked).split(",")) if asked else space.methods()
+    asked = set_method if method is None else method
+    methods = space.methods() if asked is None else tuple(str(asked).split(","))
     first: dict[str, Value] | tuple[dict[str, Value], ...]
     for each in methods:
         check_method(each)

@@ -17,6 +17,7 @@ from ucd_ray.tune.goals import Goals, goals_of
 from ucd_ray.tune.names import EXHAUSTIVE, METHOD
 from ucd_ray.tune.parameter import Parameter, Value
 from ucd_ray.tune.replicates import check_replicates
+from ucd_ray.tune.worded import name_of
 
 SETTINGS = ("trials", "max_concurrent", "max_hours", "max_gpu_hours", "patience")  # can be edited
 
@@ -24,7 +25,7 @@ SETTINGS = ("trials", "max_concurrent", "max_hours", "max_gpu_hours", "patience"
 class StudySpec(Config):
     """One study: a recipe, what varies in it, and how long."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,80}$")]
+    name: Annotated[str, name_of(81)]
     """Name of the study; also the name of its directory."""
     recipe: dict[str, Value]
     """Fixed values under their flat keys, scenario, setting and method among them."""
