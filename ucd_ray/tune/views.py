@@ -352,11 +352,11 @@ def _metric(name: str) -> pa.Field:
 
 def _holdable(given: Mapping[str, Any], kinds: Mapping[str, type]) -> dict[str, Any]:
     """The given params that their columns can hold: not 42.5 among whole choices."""
-    holds = {float: (int, float), str: object}
+    holds: dict[type, tuple[type, ...]] = {float: (int, float), str: (object,)}
     return {
         k: v
         for k, v in given.items()
-        if k in kinds and isinstance(v, holds.get(kinds[k], kinds[k]))
+        if k in kinds and isinstance(v, holds.get(kinds[k], (kinds[k],)))
     }
 
 
