@@ -8,8 +8,8 @@ from typing import Any
 
 from ucd_ray.service.problems import Problem
 from ucd_ray.service.states import (
-    ADMITTED,
     CANCELLED,
+    DEGRADED,
     DELETED,
     ENDED,
     PAUSED,
@@ -18,8 +18,10 @@ from ucd_ray.service.states import (
     RUNNING,
     STOPPING,
     WITH_JOB,
+    ended,
+    paused,
     queued,
-    with_condition,
+    without,
 )
 from ucd_ray.service.studies import StudyRow
 from ucd_ray.tune.commands import HOWS
@@ -33,8 +35,8 @@ def pause(row: StudyRow) -> dict[str, Any]:
         return {}
     if row.state not in (QUEUED, RUNNING):
         raise cannot(row, "paused")
-    why = with_condition(row.conditions, ADMITTED, False, "PAUSED", "paused by its owner")
-    return {"state": PAUSED if row.state == QUEUED else PAUSING, "conditions": why, "share": None}
+    state, why = PAUSED if row.state == QUEUED else PAUSING, paused(row.conditions)
+    return {"state": state, "conditions": why, "share": None}
 
 
 def resume(row: StudyRow) -> dict[str, Any]:
@@ -45,7 +47,7 @@ def resume(row: StudyRow) -> dict[str, Any]:
         raise cannot(row, "resumed")
     return {
         "state": QUEUED,
-        "conditions": queued(row.conditions),
+        "conditions": queued(without(row.conditions, DEGRADED)),
         "failures": 0,
         "not_before": None,
         "ended": None,
@@ -64,7 +66,8 @@ def stop(how: str) -> Decision:
         if row.state in (QUEUED, PAUSED):
             if how == "kill" and row.attempt > 0:  # trials that are open are cancelled
                 return {"state": STOPPING, "stop": how, "job": None}
-            return {"state": CANCELLED, "ended": time.time(), "stop": how}
+            why = ended(row.conditions)
+            return {"state": CANCELLED, "ended": time.time(), "stop": how, "conditions": why}
         before = row.stop if row.state == STOPPING else None
         if before is not None and HOWS.index(before) >= HOWS.index(how):
             return {}
@@ -85,6 +88,7 @@ def delete(*, force: bool, purge_after_s: float) -> Decision:
         now = time.time()
         values: dict[str, Any] = {"deleted": now, "purge": now + purge_after_s}
         if row.state not in WITH_JOB:
+            values["conditions"] = ended(row.conditions)
             return {**values, "state": DELETED, "before": row.state}
         if not force:
             raise Problem(
@@ -101,8 +105,10 @@ def undelete(row: StudyRow) -> dict[str, Any]:
         return {}
     if row.state != DELETED:
         raise cannot(row, "undeleted yet")
-    before = PAUSED if row.before == QUEUED else row.before
-    return {"state": before, "before": None, "deleted": None, "purge": None}
+    values: dict[str, Any] = {"before": None, "deleted": None, "purge": None}
+    if row.before in (QUEUED, PAUSED):
+        return {**values, "state": PAUSED, "conditions": paused(row.conditions)}
+    return {**values, "state": row.before}
 
 
 def cannot(row: StudyRow, what: str) -> Problem:

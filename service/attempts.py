@@ -29,10 +29,13 @@ from ucd_ray.service.states import (
     RUNNING,
     SUCCEEDED,
     condition,
+    ended,
     queued,
     with_condition,
+    without,
 )
 from ucd_ray.service.studies import StudyRow, find_study
+from ucd_ray.service.wording import worded
 from ucd_ray.tune import commands, manage
 from ucd_ray.tune.database import Database
 
@@ -60,8 +63,9 @@ class Attempts:
         if commands.is_paused(self.database, row.name):  # on the cluster; it was resumed here
             manage.resume(self.database, row.name, wait_s=0)
         attempt = row.attempt + 1
+        before = without(row.conditions, RESOURCES)  # of an attempt whose cluster was lost
         admitted = with_condition(
-            row.conditions, ADMITTED, True, "ADMITTED", "has its share of the cluster"
+            before, ADMITTED, True, "ADMITTED", "has its share of the cluster"
         )
         begun = self._change(
             row,
@@ -158,14 +162,20 @@ class Attempts:
         elif row.state == PAUSING:
             admitted = condition(row.conditions, ADMITTED)
             preempted = admitted is not None and admitted["reason"] == PREEMPTED
-            self._change(row, state=QUEUED if preempted else PAUSED, job=None, share=None)
+            state, left = QUEUED if preempted else PAUSED, without(row.conditions, RESOURCES)
+            self._change(row, state=state, job=None, share=None, conditions=left)
         else:
             if row.stop == "kill":
                 manage.stop(self.database, row.name, how="kill", wait_s=0)  # cancels what is open
             if row.deleted is None:
                 self._end(row, CANCELLED, row.conditions)
             else:
-                self._change(row, state=DELETED, before=CANCELLED, ended=time.time(), share=None)
+                values = {
+                    "state": DELETED,
+                    "before": CANCELLED,
+                    "conditions": ended(row.conditions),
+                }
+                self._change(row, ended=time.time(), share=None, **values)
 
     def _succeeded(self, row: StudyRow) -> None:
         used = observed.used_budget(observed.budgets(self.database, row))
@@ -176,6 +186,7 @@ class Attempts:
     def _failed(self, row: StudyRow, status: JobStatus) -> None:
         failures = row.failures + 1
         told = self._sentence(row) or status.message or "the job failed without a word"
+        told = worded(told, [row])
         conditions = with_condition(row.conditions, DEGRADED, True, "JOB_FAILED", told)
         if failures >= self.max_attempts or status.exit_code == REFUSED:
             self._end(row, FAILED, conditions, failures=failures)
@@ -204,8 +215,7 @@ class Attempts:
     def _end(
         self, row: StudyRow, state: str, conditions: list[dict[str, Any]], **values: Any
     ) -> None:
-        left = [c for c in conditions if c["type"] != RESOURCES]  # it waits for nothing any more
-        values = {"failures": 0, **values, "conditions": left, "share": None}
+        values = {"failures": 0, **values, "conditions": ended(conditions), "share": None}
         self._change(row, state=state, ended=time.time(), **values)
 
     def _degrade(self, row: StudyRow, reason: str, told: str) -> StudyRow | None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ucd_ray.service import observed
 from ucd_ray.service.bodies import Change, SpaceRevision
 from ucd_ray.service.pointing import pointed, refuse
 from ucd_ray.service.problems import Problem
 from ucd_ray.service.registered import files_that_vary, not_plain
 from ucd_ray.service.rows import update
-from ucd_ray.service.states import DELETED, ENDED
+from ucd_ray.service.states import BUDGET, DELETED, ENDED, condition
 from ucd_ray.service.studies import StudyRow
 from ucd_ray.tune.database import Database
 from ucd_ray.tune.editing import edit
@@ -57,7 +58,14 @@ def change_study(
         with pointed(space.model_dump(), "space") if space else pointed(given):
             done = edit(database, row.name, wanted, wait_s=ANSWER_S).done
     own = {name: given[name] for name in OWN if name in given}
-    return update(database, row.id, lambda _: own, touch=wanted != Edit()), done
+    used = observed.used_budget(observed.budgets(database, row))
+
+    def decide(now: StudyRow) -> dict[str, Any]:
+        if condition(now.conditions, BUDGET) is None:
+            return own
+        return {**own, "conditions": observed.with_budget(now.conditions, used)}
+
+    return update(database, row.id, decide, touch=wanted != Edit()), done
 
 
 def _check_plain(space: SpaceRevision | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import sqlalchemy as sa
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
@@ -15,10 +15,9 @@ from ucd_ray.service.events import Tails
 from ucd_ray.service.states import QUEUED
 from ucd_ray.service.tables import study_table
 from ucd_ray.tune.database import Database
-from ucd_ray.tune.event_data import shown_state
 from ucd_ray.tune.ledger import KINDS
 from ucd_ray.tune.tables import ledger_table, step_table
-from ucd_ray.tune.trial_rows import STUDIES, TRIALS
+from ucd_ray.tune.tally import trials_by_state
 
 AGE_S = 5.0  # of what the database said
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -92,7 +91,7 @@ class Studies(Collector):
 def _read(connection: sa.Connection) -> list[Metric]:
     return [
         _by("ucd_ray_studies", "Studies by state.", "state", _studies(connection)),
-        _by("ucd_ray_trials", "Trials by state.", "state", _trials(connection)),
+        _by("ucd_ray_trials", "Trials by state.", "state", trials_by_state(connection)),
         _by(
             "ucd_ray_steps",
             "Steps of trials: trained, or cache hits.",
@@ -104,7 +103,7 @@ def _read(connection: sa.Connection) -> list[Metric]:
     ]
 
 
-def _by(name: str, text: str, label: str, values: dict[str, float]) -> Metric:
+def _by(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
     family = GaugeMetricFamily(name, text, labels=(label,))
     for value, count in values.items():
         family.add_metric((value,), count)
@@ -115,17 +114,6 @@ def _studies(connection: sa.Connection) -> dict[str, float]:
     state = study_table.c.state
     query = sa.select(state, sa.func.count()).group_by(state)
     return {str(state): count for state, count in connection.execute(query)}
-
-
-def _trials(connection: sa.Connection) -> dict[str, float]:
-    """Of the studies themselves, not of the runs of replicates beside them."""
-    query = (
-        sa.select(TRIALS.c.state, sa.func.count())
-        .join(STUDIES, STUDIES.c.study_id == TRIALS.c.study_id)
-        .where(STUDIES.c.study_name.not_like("%/%"))
-        .group_by(TRIALS.c.state)
-    )
-    return {shown_state(state.name): count for state, count in connection.execute(query)}
 
 
 def _steps(connection: sa.Connection) -> dict[str, float]:

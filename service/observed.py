@@ -19,7 +19,7 @@ from ucd_ray.service.studies import StudyRow
 from ucd_ray.tune import commands
 from ucd_ray.tune.admission import WAITS
 from ucd_ray.tune.database import Database
-from ucd_ray.tune.overview import Budget, budgets_of
+from ucd_ray.tune.overview import PROGRESS_KINDS, Budget, budgets_of
 from ucd_ray.tune.tables import event_table, hold_table
 
 
@@ -40,6 +40,8 @@ def while_running(database: Database, row: StudyRow) -> list[dict[str, Any]]:
     needs += f" and {row.gpus:g} GPU(s)" if row.gpus else ""
     if slots:
         return with_condition(found, RESOURCES, False, "WAITS_FOR_WORKERS", f"waits for {needs}")
+    if _told(database, row, *PROGRESS_KINDS, since=row.submitted or 0.0):
+        return with_condition(found, RESOURCES, True, "FREE", "its trials hold no workers now")
     return with_condition(found, RESOURCES, False, "STARTING", f"starts; a trial takes {needs}")
 
 
@@ -47,12 +49,18 @@ def _base_step(database: Database, row: StudyRow, conditions: Conditions) -> lis
     before = condition(conditions, BASE_STEP)
     if before is not None and before["status"]:
         return list(conditions)
-    of = event_table.c
-    query = sa.select(of.id).where(of.study == row.name, of.kind == "step").limit(1)
-    if database.read(lambda c: c.execute(query).first()) is None:  # of a trial, or of the base run
+    if not _told(database, row, "step"):  # by a trial, or by the base run
         told = "step 0 is not trained yet"
         return with_condition(conditions, BASE_STEP, False, "TRAINING", told)
     return with_condition(conditions, BASE_STEP, True, "READY", "step 0 is in the step cache")
+
+
+def _told(database: Database, row: StudyRow, *kinds: str, since: float = 0.0) -> bool:
+    """Whether there is an event of one of these kinds."""
+    of = event_table.c
+    query = sa.select(of.id).where(of.study == row.name, of.kind.in_(kinds), of.time >= since)
+    newest = query.order_by(of.id.desc()).limit(1)
+    return database.read(lambda c: c.execute(newest).first()) is not None
 
 
 def used_budget(budgets: list[Budget]) -> Budget | None:

@@ -25,6 +25,7 @@ from ucd_ray.errors import (
     WeightsError,
     did_you_mean,
 )
+from ucd_ray.service.wording import worded
 
 MEDIA = "application/problem+json"
 log = logging.getLogger("ucd_ray.service")
@@ -110,6 +111,12 @@ def problem_of(error: UcdRayError) -> Problem:
     return Problem(500, "FAILED", str(error))
 
 
+def answer(request: Request, problem: Problem) -> JSONResponse:
+    """The response of a problem, in words for who asked."""
+    problem.detail = worded(problem.detail, getattr(request.state, "studies", ()))
+    return render(problem, request_id(request))
+
+
 def render(problem: Problem, request_id: str) -> JSONResponse:
     """The response of a problem."""
     body = {
@@ -186,11 +193,11 @@ def install(app: FastAPI) -> None:
 
     async def on_problem(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, Problem)
-        return render(error, request_id(request))
+        return answer(request, error)
 
     async def on_library(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, UcdRayError)
-        return render(problem_of(error), request_id(request))
+        return answer(request, problem_of(error))
 
     async def on_invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)

@@ -21,6 +21,7 @@ BASE_STEP = "BaseStepReady"
 RESOURCES = "ResourcesAvailable"
 DEGRADED = "Degraded"
 BUDGET = "BudgetExhausted"
+ENDS = ("JOB_FAILED", "JOB_STOPPED")  # reasons of Degraded that end a study
 
 
 class Condition(BaseModel):
@@ -63,6 +64,27 @@ def condition(conditions: Conditions, kind: str) -> dict[str, Any] | None:
     return next((c for c in conditions if c["type"] == kind), None)
 
 
+def without(conditions: Conditions, *kinds: str) -> list[dict[str, Any]]:
+    """The conditions of other kinds."""
+    return [c for c in conditions if c["type"] not in kinds]
+
+
 def queued(conditions: Conditions = ()) -> list[dict[str, Any]]:
-    """The conditions of a study that has just been queued."""
-    return with_condition(conditions, ADMITTED, False, "QUEUED", "waits for its turn")
+    """The conditions of a study that has just been queued: it holds nothing, and is to go on."""
+    left = without(conditions, RESOURCES, BUDGET)
+    return with_condition(left, ADMITTED, False, "QUEUED", "waits for its turn")
+
+
+def paused(conditions: Conditions) -> list[dict[str, Any]]:
+    """The conditions of a study whose owner pauses it."""
+    return with_condition(conditions, ADMITTED, False, "PAUSED", "paused by its owner")
+
+
+def ended(conditions: Conditions) -> list[dict[str, Any]]:
+    """What is left of them at the end: it holds nothing and waits for nothing; why it ended stays."""
+    left = without(conditions, ADMITTED, RESOURCES)
+    return [c for c in left if c["type"] == BUDGET or (c["status"] and not _is_over(c))]
+
+
+def _is_over(condition: dict[str, Any]) -> bool:
+    return condition["type"] == DEGRADED and condition["reason"] not in ENDS

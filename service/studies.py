@@ -11,7 +11,7 @@ from fastapi import Depends, Path, Request
 
 from ucd_ray.service.auth import Viewer, reader, writer
 from ucd_ray.service.bodies import ID
-from ucd_ray.service.core import Core, core_of
+from ucd_ray.service.core import core_of
 from ucd_ray.service.problems import Problem
 from ucd_ray.service.tables import study_table
 from ucd_ray.tune.database import Database
@@ -89,23 +89,27 @@ def find_study(database: Database, study_id: str) -> StudyRow | None:
     return database.read(lambda connection: read_row(connection, study_id))
 
 
-async def find_visible(core: Core, study_id: str, viewer: Viewer) -> StudyRow:
-    """The study with an id.  Raises Problem (404) if there is none that they may see."""
-    row = await core.recent.of(("study", study_id), lambda c: read_row(c, study_id))
+async def find_visible(request: Request, study_id: str, viewer: Viewer) -> StudyRow:
+    """The study with an id, which the request is about.
+
+    Raises Problem (404) if there is none that they may see.
+    """
+    row = await core_of(request).recent.of(("study", study_id), lambda c: read_row(c, study_id))
     if row is None or not row.visible_to(viewer):
         raise Problem(404, "NO_STUDY", f"there is no study '{study_id}'")
+    request.state.studies = [*getattr(request.state, "studies", ()), row]
     return row
 
 
 async def visible_study(study_id: StudyId, request: Request) -> StudyRow:
     """The study of a route that reads.  Raises Problem (404) if there is none that they may see."""
-    return await find_visible(core_of(request), study_id, await reader(request))
+    return await find_visible(request, study_id, await reader(request))
 
 
 async def own_study(study_id: StudyId, request: Request) -> StudyRow:
     """The study of a route that changes it.  Raises Problem (404, or 403 if it is only shared)."""
     viewer = await writer(request)
-    row = await find_visible(core_of(request), study_id, viewer)
+    row = await find_visible(request, study_id, viewer)
     if not row.owned_by(viewer):
         raise Problem(403, "NOT_YOURS", f"study '{study_id}' belongs to another owner")
     return row

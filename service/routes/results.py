@@ -165,10 +165,11 @@ async def get_comparison(
     study: Visible,
     core: CoreOf,
     viewer: Reader,
+    request: Request,
     other: Annotated[str, Query(pattern=ID, description="Id of another study.")],
 ) -> dict[str, Any]:
     """Compare the best trials of two studies: how far apart, how sure, and what else differs."""
-    second = await find_visible(core, other, viewer)
+    second = await find_visible(request, other, viewer)
 
     def compared() -> dict[str, Any]:
         for each in (study, second):

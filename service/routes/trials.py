@@ -21,6 +21,7 @@ from ucd_ray.service.problems import SAME, Problem, responses
 from ucd_ray.service.query import Route
 from ucd_ray.service.studies import Own, StudyId, StudyRow, Visible, visible_study
 from ucd_ray.service.trial_views import Done, Steps, TrialPage, TrialView
+from ucd_ray.service.wording import worded
 from ucd_ray.tune.editing import enqueue, retry
 from ucd_ray.tune.manage import Outcome, cancel
 from ucd_ray.tune.one_trial import read_content, read_study, trial_id, trial_steps
@@ -205,5 +206,5 @@ def _told(
     core: Core, study: StudyRow, outcome: Outcome, status: int, trial: int | None
 ) -> Response:
     core.versions.forget(study.name)
-    content = {"done": outcome.done, "detail": outcome.text, "trial": trial}
+    content = {"done": outcome.done, "detail": worded(outcome.text, [study]), "trial": trial}
     return JSONResponse(content, status if outcome.done else 202)

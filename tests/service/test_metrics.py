@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
+from optuna.trial import TrialState
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.service.rows import add_row, app_with_study, client_of
 from ucd_ray.service import metrics as module
+from ucd_ray.tune.results import stored_trials, trials_table
 from ucd_ray.tune.tables import ledger_table
+from ucd_ray.tune.tally import trials_by_state
 
 Found = dict[tuple[str, ...], float]
 
@@ -54,6 +58,31 @@ def test_studies_trials_waits_and_costs_are_counted(
     assert read(client)["ucd_ray_studies", "QUEUED"] == 1, "it is read once a moment"
     monkeypatch.setattr(module, "AGE_S", 0.0)
     assert read(client)["ucd_ray_studies", "QUEUED"] == 2
+
+
+def test_trials_are_counted_by_the_states_that_lists_show(tmp_path: Path) -> None:
+    app = app_with_study(tmp_path, 10)
+    database, client = app.state.core.database, client_of(app, "ann")
+    storage = database.optuna_storage()
+    for _ in range(3):
+        client.post("/v1/studies/abc/trials", json={"params": {"kd.weight": 42.0}})
+    client.post("/v1/studies/abc/trials/10:stop")
+    (runs,) = [t for t in stored_trials(database, "study") if t.number == 11]
+    storage.set_trial_state_values(runs._trial_id, TrialState.RUNNING)
+
+    def counted() -> dict[str, int]:
+        return database.read(trials_by_state)
+
+    def listed() -> Counter[str]:
+        return Counter(trials_table(database, "study")["state"].to_pylist())
+
+    states = {"COMPLETE": 7, "PRUNED": 2, "FAILED": 1, "CANCELLED": 1, "QUEUED": 1}
+    assert counted() == listed() == {**states, "WAITING": 1}, "it has no driver"
+    assert read(client)["ucd_ray_trials", "CANCELLED"] == 1
+    database.claim("study")
+    assert counted() == listed() == {**states, "RUNNING": 1}
+    storage.set_trial_user_attr(runs._trial_id, "waiting", "needs 4 CPUs, 2 free")
+    assert counted() == listed() == {**states, "WAITING": 1}
 
 
 def test_requests_are_measured_by_route_not_by_path(tmp_path: Path) -> None:

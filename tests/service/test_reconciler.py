@@ -83,10 +83,25 @@ def test_a_study_becomes_a_job_and_ends_with_it(
     reconciler.tick()
     seen = ann.get(f"{STUDIES}/{study}").json()
     assert seen["state"] == "SUCCEEDED"
-    assert "ResourcesAvailable" not in {c["type"] for c in seen["conditions"]}, (
-        "it waits for nothing"
-    )
+    assert [c["type"] for c in seen["conditions"]] == ["BudgetExhausted"], "it waits for nothing"
     assert seen["end_time"] >= seen["start_time"]
+
+
+def test_a_study_that_is_stopped_waits_for_nothing_any_more(
+    ann: TestClient, settings: Settings, cluster: MemoryCluster
+) -> None:
+    study = start(ann)
+    reconciler = service(settings, cluster)
+    reconciler.tick()
+    reconciler.tick()
+    assert {c["type"] for c in ann.get(f"{STUDIES}/{study}").json()["conditions"]} == {
+        *("Admitted", "BaseStepReady", "ResourcesAvailable")
+    }
+    ann.post(f"{STUDIES}/{study}:stop")
+    reconciler.tick()
+    reconciler.tick()
+    seen = ann.get(f"{STUDIES}/{study}").json()
+    assert (seen["state"], seen["conditions"]) == ("CANCELLED", [])
 
 
 def run_killed(settings: Settings, cluster: MemoryCluster, at: int, ticks: int) -> bool:
@@ -230,7 +245,10 @@ def test_a_job_that_fails_is_tried_again_then_the_study_has_failed(
     assert (seen["state"], seen["attempt"]) == ("FAILED", 3)
     degraded = condition(seen["conditions"], "Degraded")
     assert degraded is not None and degraded["message"] == "the data set is damaged"
-    assert ann.post(f"{STUDIES}/{study}:resume").json()["state"] == "QUEUED"
+    assert len(seen["conditions"]) == 1, "it holds nothing and waits for nothing"
+    resumed = ann.post(f"{STUDIES}/{study}:resume").json()
+    assert resumed["state"] == "QUEUED"
+    assert [c["reason"] for c in resumed["conditions"]] == ["QUEUED"]
     reconciler.tick()
     assert cluster.active() == [f"ucd-{study}-4"]
 
@@ -280,6 +298,8 @@ def test_a_running_study_is_paused_by_its_driver_and_resumed(
     reconciler.tick()
     name = row(settings, study).name
     driver(name)
+    reconciler.tick()
+    assert condition(row(settings, study).conditions, "ResourcesAvailable") is not None
     assert ann.post(f"{STUDIES}/{study}:pause").json()["state"] == "PAUSING"
     for _ in range(3):
         reconciler.tick()
@@ -293,6 +313,7 @@ def test_a_running_study_is_paused_by_its_driver_and_resumed(
     cluster.states[f"ucd-{study}-1"] = "SUCCEEDED"
     reconciler.tick()
     assert ann.get(f"{STUDIES}/{study}").json()["state"] == "PAUSED"
+    assert condition(row(settings, study).conditions, "ResourcesAvailable") is None, "it holds none"
     ann.post(f"{STUDIES}/{study}:resume")
     reconciler.tick()
     assert cluster.active() == [f"ucd-{study}-2"]

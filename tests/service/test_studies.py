@@ -154,7 +154,8 @@ def test_studies_are_compared_if_they_have_something_to_compare(ann: TestClient)
     one, other = start(ann)["id"], start(ann)["id"]
     answer = ann.get(f"{STUDIES}/{one}/comparison", params={"other": other})
     assert (answer.status_code, answer.json()["code"]) == (409, "NOT_COMPARABLE")
-    assert "has no complete trial" in answer.json()["detail"]
+    told = f"study 'shapes-8-4-overlapped-mib+ucd' has no complete trial to compare; `POST {STUDIES}/{one}"
+    assert answer.json()["detail"] == f"{told}:resume` goes on with it"
     answer = ann.get(f"{STUDIES}/{one}/comparison", params={"other": "nobody"})
     assert answer.status_code == 404
 
@@ -337,15 +338,20 @@ def test_a_change_is_an_edit_of_the_library(ann: TestClient, app: FastAPI) -> No
 def test_pause_resume_stop_delete_undelete_of_a_study_that_waits(ann: TestClient) -> None:
     url = f"{STUDIES}/{start(ann)['id']}"
 
+    def reasons() -> list[str]:
+        return [c["reason"] for c in ann.get(url).json()["conditions"]]
+
     def states(*actions: str) -> list[str]:
         return [ann.post(f"{url}:{action}").json()["state"] for action in actions]
 
     assert states("pause", "pause", "resume", "resume") == ["PAUSED", "PAUSED", "QUEUED", "QUEUED"]
-    assert states("stop", "stop", "resume") == ["CANCELLED", "CANCELLED", "QUEUED"]
-    assert ann.delete(url).json()["state"] == "DELETED"
+    assert states("stop", "stop") == ["CANCELLED", "CANCELLED"] and reasons() == []
+    assert states("resume") == ["QUEUED"] and reasons() == ["QUEUED"]
+    gone = ann.delete(url).json()
+    assert (gone["state"], gone["conditions"]) == ("DELETED", [])
     assert ann.get(STUDIES).json()["studies"] == []
     assert ann.post(f"{url}:resume").status_code == 409
-    assert states("undelete") == ["PAUSED"]
+    assert states("undelete") == ["PAUSED"] and reasons() == ["PAUSED"]
 
 
 def test_a_copy_is_a_study_of_its_own(ann: TestClient) -> None:

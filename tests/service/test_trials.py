@@ -11,6 +11,7 @@ from fastapi.testclient import TestClient
 
 from tests.service.rows import add_row, app_with_study, client_of
 from ucd_ray.service.page_tokens import token_of
+from ucd_ray.service.tables import study_table
 from ucd_ray.tune.database import Database
 from ucd_ray.tune.events import events
 from ucd_ray.tune.one_trial import trial_content
@@ -135,6 +136,30 @@ def test_a_trial_is_queued_stopped_and_tried_again(client: TestClient, database:
     assert client.get(f"{URL}/13").json()["params"] == {"kd.weight": 42.0}
     told = [(row.kind, row.number) for row in events(database, "study")]
     assert told == [("queued", 12), ("finished", 12), ("queued", 13)]
+
+
+def test_advice_names_the_users_study_and_requests(client: TestClient, app: FastAPI) -> None:
+    database = app.state.core.database
+    rows = study_table.update().where(study_table.c.id == "abc")
+    database.write(lambda c: c.execute(rows.values(title="mine", state="CANCELLED")))
+    detail = client.post(URL, json={"params": {"kd.weight": 42.0}}).json()["detail"]
+    assert "study 'mine'" in detail and "ucd-ray" not in detail
+    assert "nothing runs it: `POST /v1/studies/abc:resume` does" in detail
+    retried = client.post(f"{URL}/12:retry").json()["detail"]
+    assert (
+        "study 'mine'" in retried
+        and "cancel it first: `POST /v1/studies/abc/trials/12:stop`" in retried
+    )
+    space = {"search": {"kd.temperature": {"low": 1, "high": 2}}, "fix": {"kd.weight": 7.0}}
+    refused = client.patch("/v1/studies/abc", json={"space": space})
+    assert refused.status_code == 409
+    assert "cancel it (`POST /v1/studies/abc/trials/12:stop`)" in refused.json()["detail"]
+    database.write(lambda c: c.execute(rows.values(state="QUEUED")))
+    detail = client.post(URL, json={"params": {"kd.weight": 43.0}}).json()["detail"]
+    assert "nothing runs it" not in detail, "it takes its turn"
+    assert client.patch("/v1/studies/abc", json={"trials": 12}).status_code == 200
+    detail = client.post(URL, json={"params": {"kd.weight": 43.0}}).json()["detail"]
+    assert detail.endswith('12 trials (`PATCH /v1/studies/abc {"trials": N}`)')
 
 
 def test_a_table_shows_at_once_what_was_queued(client: TestClient) -> None:

@@ -12,7 +12,9 @@ from rich.console import Console
 from tests.tune.test_bridge import PUBLISHED, open_book, run_trial, spec_of
 from ucd_ray.errors import ConfigError, StudyError
 from ucd_ray.tune.database import Database
+from ucd_ray.tune.editing import enqueue
 from ucd_ray.tune.event_data import shown_state
+from ucd_ray.tune.formats import write
 from ucd_ray.tune.reasons import NEEDS_CPUS, Reason
 from ucd_ray.tune.results import read, trials_table
 from ucd_ray.tune.screen import BEST_FIRST, render
@@ -125,6 +127,25 @@ def test_states_are_shown_in_our_words() -> None:
     assert shown_state("RUNNING", {"waiting": "needs 4 GPUs, 2 free"}) == "WAITING"
     assert shown_state("RUNNING", {"waiting": None}) == "RUNNING"
     assert shown_state("COMPLETE", {"waiting": "of earlier"}) == "COMPLETE"
+
+
+def test_a_queued_trial_has_the_params_that_it_was_given_and_no_others(tmp_path: Path) -> None:
+    search = {
+        "ucd.max_old": {"choices": [256, None]},
+        "ucd.weight": {"choices": [1, 2]},
+        "model.norm": {"choices": ["batch", "frozen"]},
+        "kd.weight": {"low": 1.0, "high": 100.0},
+    }
+    book = open_book(tmp_path, spec_of(search=search, first={}))
+    enqueue(book.database, "study", {"kd.weight": 42.0, "model.norm": "frozen"})
+    enqueue(book.database, "study", {"ucd.weight": 1.5})
+    table = trials_table(book.database, "study")
+    assert table["kd.weight"].to_pylist() == [42.0, None]
+    assert table["model.norm"].to_pylist() == ["frozen", None]
+    assert table["ucd.weight"].to_pylist() == [None, None], "a column of whole numbers has no 1.5"
+    written = io.BytesIO()
+    write(read(book.database, "study", columns=["kd.weight", "ucd.weight"]), "markdown", written)
+    assert written.getvalue().decode().splitlines()[2:] == ["| 42 |  |", "|  |  |"]
 
 
 def test_an_open_trial_is_running_while_its_study_has_a_driver(tmp_path: Path) -> None:

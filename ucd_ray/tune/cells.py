@@ -20,7 +20,7 @@ def column(
     """A column of text, whole numbers, numbers or truth values.
 
     unit: such as percent, points (differences of percents) or s
-    conditional: of a searched key that not every trial has
+    conditional: of a param where null is no value: it does not mean all
     """
     metadata = {UNIT: unit} if unit else {CONDITIONAL: "yes"} if conditional else None
     types = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}

@@ -25,6 +25,7 @@ from ucd_ray.tune.objectives import RESULTS
 from ucd_ray.tune.trial_rows import (
     INTERMEDIATE,
     PARAMS,
+    SYSTEM_ATTRS,
     TRIALS,
     USER_ATTRS,
     VALUES,
@@ -63,6 +64,7 @@ class StoredTrial:
     value: float | None = None
     measured: dict[int, float] = field(default_factory=dict)  # values by replicate
     params: dict[str, Any] = field(default_factory=dict)
+    given: dict[str, Any] = field(default_factory=dict)  # params that it was queued with
     results: dict[str, float] = field(default_factory=dict)  # metrics that goals name, if several
 
 
@@ -108,7 +110,7 @@ def trial_chunks(
 
 
 def param_types(database: Database, study: str) -> dict[str, set[type]]:
-    """Which kinds of values each param of a study's trials can have."""
+    """Which kinds of values each param of a study's trials can have, NoneType among them."""
     query = (
         sa.select(PARAMS.c.param_name, PARAMS.c.distribution_json)
         .join(TRIALS, TRIALS.c.trial_id == PARAMS.c.trial_id)
@@ -119,7 +121,7 @@ def param_types(database: Database, study: str) -> dict[str, set[type]]:
     for name, text in database.read(lambda connection: connection.execute(query).all()):
         distribution, found = distribution_of(text), kinds.setdefault(name, set())
         if isinstance(distribution, CategoricalDistribution):
-            found |= {type(choice) for choice in distribution.choices if choice is not None}
+            found |= {type(choice) for choice in distribution.choices}
         else:
             found.add(int if isinstance(distribution, IntDistribution) else float)
     return kinds
@@ -173,6 +175,7 @@ def _chunk(
     if whole:
         _add_values(connection, ids, found)
         _add_params(connection, ids, found)
+        _add_given(connection, ids, found)
     if measured:
         _add_measured(connection, ids, found)
     return found
@@ -209,6 +212,18 @@ def _add_params(
         trial = found.get(trial_id)
         if trial is not None:
             trial.params[name] = distribution_of(text).to_external_repr(internal)
+
+
+def _add_given(
+    connection: sa.Connection, ids: tuple[int, int], found: dict[int, StoredTrial]
+) -> None:
+    """What trials were queued with: the sampler adds the other params when they start."""
+    query = sa.select(SYSTEM_ATTRS.c.trial_id, SYSTEM_ATTRS.c.value_json)
+    given = SYSTEM_ATTRS.c.key == "fixed_params"
+    for trial_id, text in connection.execute(query.where(_within(SYSTEM_ATTRS, ids), given)):
+        trial = found.get(trial_id)
+        if trial is not None and not trial.params:
+            trial.given = json.loads(text)
 
 
 def _add_measured(

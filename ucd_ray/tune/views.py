@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -49,8 +50,9 @@ def trials_view(database: Database, study: str) -> pa.RecordBatchReader:
     Columns: `number state value seconds`, one per searched key, `step<t>_miou_old|new|all` and the
     last step's `miou_base miou_added miou_all forgetting` (percent, on val, means over replicates;
     with background as `*_bg` where it is scored), `code reason`.  `value` is the objective on the images of
-    `eval.select_on`, the metadata of the schema says which.  A null param means all; where not every
-    trial has a key, null is absent and all is the text `all`.  Where trials are measured several times
+    `eval.select_on`, the metadata of the schema says which.  A null param means all, if that may
+    be; where not every trial has a key, null is absent and all is the text `all`.  A queued trial has the
+    params that it was given.  Where trials are measured several times
     `value` is the mean over replicates, and `value_std value_low value_high replicates` follow: standard
     deviation, 95 % interval and how many were finished, also of trials that were dropped.  With several
     objectives `value` is the first, `value_<metric>` each, and `pareto` says whether no other trial beats
@@ -61,8 +63,11 @@ def trials_view(database: Database, study: str) -> pa.RecordBatchReader:
     spec, about, marks = database.stored_spec(study), database.about(study), Marks(database, study)
     kinds, searched, some = param_types(database, study), spec["search"], conditional_keys(spec)
     several = len(replicates_of(spec)) > 1
-    keys = {key: _kind_of(kinds.get(key, set())) for key in sorted({*searched, *kinds})}
-    keys |= {key: str for key in some if None in (searched[key]["choices"] or ())}
+    for key, parameter in searched.items():
+        kinds.setdefault(key, set()).update(map(type, parameter["choices"] or ()))
+    nullable = {key for key, found in kinds.items() if NoneType in found}
+    keys = {key: _kind_of(kinds[key] - {NoneType}) for key in sorted(kinds)}
+    keys |= dict.fromkeys(some & nullable, str)
     goals, last = goals_of(spec), int(about.get("steps", 0)) - 1
     final = [*FINAL_METRICS, *(FINAL_WITH_BACKGROUND if about.get("background") else ())]
     per_step = [f"step{step}_{metric}" for step in range(last + 1) for metric in STEP_METRICS]
@@ -73,7 +78,10 @@ def trials_view(database: Database, study: str) -> pa.RecordBatchReader:
         *_goal_columns(goals),
         column("seconds", float, "s"),
         *marks.columns(),
-        *(column(key, kind, conditional=key in some) for key, kind in keys.items()),
+        *(
+            column(key, kind, conditional=key in some or key not in nullable)
+            for key, kind in keys.items()
+        ),
         *(_metric(name) for name in (*per_step, *final)),
         *(column("code", str), column("reason", str)),
     ]
@@ -89,7 +97,8 @@ def trials_view(database: Database, study: str) -> pa.RecordBatchReader:
                 found |= {metric: row[metric] for metric in final}
         for trial in trials:
             marked = {**_spread(trial), **marks.mark(trial), **_reached(goals, trial, front)}
-            yield {**vars(trial), **marked, **trial.params, **measured[trial.number]}
+            params = trial.params or _holdable(trial.given, keys)
+            yield {**vars(trial), **marked, **params, **measured[trial.number]}
 
     about = {**about, "objective": goals.objectives[0]}  # which `value` is
     front: set[int] = set()
@@ -339,6 +348,16 @@ def _schema(columns: Sequence[pa.Field], study: str, about: dict[str, Any]) -> p
 
 def _metric(name: str) -> pa.Field:
     return column(name, float, "points" if name == "forgetting" else "percent")
+
+
+def _holdable(given: Mapping[str, Any], kinds: Mapping[str, type]) -> dict[str, Any]:
+    """The given params that their columns can hold: not 42.5 among whole choices."""
+    holds: dict[type, tuple[type, ...]] = {float: (int, float), str: (object,)}
+    return {
+        k: v
+        for k, v in given.items()
+        if k in kinds and isinstance(v, holds.get(kinds[k], (kinds[k],)))
+    }
 
 
 def _kind_of(kinds: set[type]) -> type:
