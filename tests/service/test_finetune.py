@@ -88,7 +88,13 @@ def test_it_is_a_queued_study_of_one_trial_with_the_recipe_that_the_chart_looks_
     assert spec.base_recipe() == finetuned(best_recipe(Source(database, "tiny")))
 
 
-def test_the_chart_shows_it_as_soon_as_it_is_trained(ann: TestClient, app: FastAPI) -> None:
+def test_the_chart_shows_it_as_soon_as_it_is_trained(
+    ann: TestClient, app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def report(*_: str) -> bytes:
+        return b"whether it is drawn anew is the question"
+
+    monkeypatch.setattr(app.state.core.drawer, "report", report)
     before = ann.get(CHART)
     assert before.status_code == 200, before.text
     assert "--finetune trains it" in before.text and "fine-tuning after step" not in before.text
