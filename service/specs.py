@@ -11,8 +11,9 @@ from pydantic import ValidationError
 
 from ucd_ray.errors import ConfigError, UcdRayError
 from ucd_ray.recipe import Recipe, check_key, micro_batches
+from ucd_ray.scenarios import GENERATED_DATASETS
 from ucd_ray.service.bodies import FromScenario
-from ucd_ray.service.pointing import place, pointed, refusal, refuse
+from ucd_ray.service.pointing import place, pointed, refuse
 from ucd_ray.service.problems import pointer
 from ucd_ray.service.registered import (
     Finding,
@@ -94,10 +95,8 @@ def _built(spec: StudySpec, settings: Settings, study_id: str, part: str) -> Bui
     title = spec.name[:LONGEST_TITLE]
     own = spec.model_copy(update={"name": f"{title}-{study_id}"})
     refuse(_without_data(spec, settings, part))
-    try:
+    with pointed({}, part):
         _check_start(own)
-    except ConfigError as error:
-        raise refusal([Finding(f"/{part}", "INVALID", str(error))]) from None
     shown = spec.model_dump(mode="json")
     return Built(own, {**shown, "name": title, "recipe": with_names(shown["recipe"], settings)})
 
@@ -105,12 +104,12 @@ def _built(spec: StudySpec, settings: Settings, study_id: str, part: str) -> Bui
 def _without_data(spec: StudySpec, settings: Settings, part: str) -> list[Finding]:
     """That images are missing, in the words of a client: a start would say --data."""
     recipe = spec.base_recipe()
-    if recipe.data.source is not None or recipe.scenario.dataset == "shapes":
+    if recipe.data.source is not None or recipe.scenario.dataset in GENERATED_DATASETS:
         return []
     names = ", ".join(sorted(known(settings, "data.source")))
     told = f"data set '{recipe.scenario.dataset}' needs data.source; the service has: {names}"
-    place = ("tune", "values") if part == "tune" else (part, "recipe")
-    return [Finding(pointer(("body", *place, "data.source")), "NEEDS_DATA", told)]
+    at = ("tune", "values") if part == "tune" else (part, "recipe")
+    return [Finding(pointer(("body", *at, "data.source")), "NEEDS_DATA", told)]
 
 
 def _check_start(spec: StudySpec) -> None:

@@ -94,6 +94,18 @@ def make_job(shapes: Prepared, tmp_path: Path) -> MakeJob:
 
 
 @pytest.fixture(scope="session")
+def finished_home(tmp_path_factory: pytest.TempPathFactory, shapes: Prepared) -> Path:
+    """A home with the finished study `tiny`.  Nobody writes to it."""
+    from tests.tune.finished import finish_study, spec_of  # which imports this module
+
+    home = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UCD_RAY_HOME", str(home))
+        finish_study(spec_of(shapes.path))
+    return home
+
+
+@pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
     """A PostgreSQL server of this test run."""
     with running() as server:

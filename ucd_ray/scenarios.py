@@ -43,6 +43,9 @@ DATASET_CLASSES: dict[str, DatasetClasses] = {
     "folder": DatasetClasses(None, True),
 }
 
+# Data sets of images that are generated; the others are read from a directory.
+GENERATED_DATASETS = frozenset({"shapes"})
+
 # The scenarios of the publications (and ours on MSRC-v2); any other A and B parse as well.
 KNOWN_SCENARIOS: tuple[str, ...] = (
     *(f"voc-{split}" for split in ("19-1", "15-5", "15-1", "10-10", "10-1", "5-3")),

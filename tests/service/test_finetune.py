@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from tests.service.rows import add_row, client_of
-from tests.tune.finished import finish_study, spec_of
+from tests.tune.finished import finish_study
 from ucd_ray.data.prepare import Prepared
 from ucd_ray.service.app import create_app
 from ucd_ray.service.settings import Settings
@@ -29,23 +29,13 @@ URL = "/v1/studies/abc:finetune"
 CHART = "/v1/studies/abc/plots/predictions?format=json"
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory, shapes: Prepared) -> Path:
-    """A home with a finished study."""
-    home = tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("UCD_RAY_HOME", str(home))
-        finish_study(spec_of(shapes.path))
-    return home
-
-
 @pytest.fixture
 def app(
-    home: Path, shapes: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished_home: Path, shapes: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[FastAPI]:
     """A service of a copy of it, whose study `abc` everybody may read."""
     own = tmp_path / "home"
-    shutil.copytree(home, own)
+    shutil.copytree(finished_home, own)
     monkeypatch.setenv("UCD_RAY_HOME", str(own))
     database, data_sets = f"sqlite:///{own}/studies.db", {"mine": str(shapes.path)}
     made = create_app(Settings(database=database, data_sets=data_sets))

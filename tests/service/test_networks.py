@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
 
 from tests.service.rows import add_row, client_of
-from tests.tune.finished import finish_study, spec_of
 from ucd_ray.data.prepare import Prepared
 from ucd_ray.network import read_network
 from ucd_ray.service.app import create_app
@@ -19,13 +19,9 @@ URL = "/v1/studies/abc/trials/{}/checkpoint"
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory, shapes: Prepared) -> Path:
-    """A home with a finished study."""
-    home = tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("UCD_RAY_HOME", str(home))
-        finish_study(spec_of(shapes.path))
-    return home
+def home(finished_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the finished study's home, which the service writes to."""
+    return Path(shutil.copytree(finished_home, tmp_path_factory.mktemp("served") / "home"))
 
 
 @pytest.fixture

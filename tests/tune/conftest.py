@@ -7,10 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from tests.tune.finished import finish_study, spec_of
 from tests.tune.test_bridge import open_book
 from tests.tune.test_results import ABOUT, step
-from ucd_ray.data.prepare import Prepared
 from ucd_ray.tune.database import Database
 from ucd_ray.tune.places import places
 from ucd_ray.tune.results import trials_table
@@ -37,16 +35,6 @@ def database(tmp_path: Path) -> Database:
 @pytest.fixture
 def table(database: Database) -> pa.Table:
     return trials_table(database, "study")
-
-
-@pytest.fixture(scope="session")
-def finished_home(tmp_path_factory: pytest.TempPathFactory, shapes: Prepared) -> Path:
-    """A home with the finished study `tiny`.  Nobody writes to it."""
-    home = tmp_path_factory.mktemp("finished")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("UCD_RAY_HOME", str(home))
-        finish_study(spec_of(shapes.path))
-    return home
 
 
 @pytest.fixture

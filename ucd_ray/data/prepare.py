@@ -36,6 +36,7 @@ from ucd_ray.data.rows import (
 )
 from ucd_ray.data.shapes import GENERATOR_VERSION
 from ucd_ray.errors import DataError
+from ucd_ray.scenarios import GENERATED_DATASETS
 
 SCHEMA_VERSION = 1
 SCHEMA = pa.schema(
@@ -92,7 +93,7 @@ def prepare(
         found, splits = _find(dataset, source)
         return _write(found, file_tasks(found, splits, source), out, progress)
     found = find_dataset(dataset)
-    if generated is None and dataset != "shapes":
+    if generated is None and dataset not in GENERATED_DATASETS:
         raise _no_data(found)
     return _write(found, generated_tasks(found, generated or Generated()), out, progress)
 
@@ -137,7 +138,7 @@ def prepared_for(
     generated: how to generate, where images are generated.
     Raises DataError when `data` is none of these or is another data set.
     """
-    if data is None and dataset != "shapes":
+    if data is None and dataset not in GENERATED_DATASETS:
         raise _no_data(find_dataset(dataset))
     if data is None or str(data) == GENERATED:
         found = find_dataset(dataset)

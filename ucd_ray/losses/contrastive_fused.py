@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ucd_ray.losses.common import LOG2_E
 from ucd_ray.losses.contrastive_plan import Group, ranges
-from ucd_ray.losses.contrastive_vectors import MAX_SIMILARITY, Columns
+from ucd_ray.losses.contrastive_vectors import Columns, needs_maximum
 
 MAX_WIDTH = 256  # of the features: a block of them stays in registers
 ROWS, COLUMNS, CHANNELS = 128, 64, 32  # of a block of anchors, of columns, of probabilities
@@ -25,7 +25,7 @@ WARPS, STAGES = 8, 2
 
 def fits(width: int, temperature: float) -> bool:
     """Whether features of this width can be taken; a low temperature would need the rows' maxima."""
-    return width <= MAX_WIDTH and 1 / temperature <= MAX_SIMILARITY
+    return width <= MAX_WIDTH and not needs_maximum(temperature)
 
 
 def fused_losses(

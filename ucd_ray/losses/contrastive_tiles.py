@@ -26,10 +26,10 @@ from torch import Tensor
 from ucd_ray.losses.common import LOG2_E
 from ucd_ray.losses.contrastive_plan import Group, Segment, ranges, rows_of, split
 from ucd_ray.losses.contrastive_vectors import (
-    MAX_SIMILARITY,
     Columns,
     add_product,
     multiply,
+    needs_maximum,
     softplus,
 )
 
@@ -92,7 +92,7 @@ class _Tiles:
         self.columns = columns
         self.temperature = temperature
         self.shift = shift
-        self.needs_maximum = 1 / temperature > MAX_SIMILARITY
+        self.needs_maximum = needs_maximum(temperature)
         # With a maximum or a weight of its own, a row's exponential is not the column's.
         self.is_symmetric = not self.needs_maximum and columns.log2_weights is None
         # Per anchor, over columns of other classes: sum of exp(s), sum of exp(s) * vector.

@@ -14,6 +14,11 @@ MIN_NORM = 1e-6  # a shorter feature has no direction: it becomes 0, without gra
 MAX_SIMILARITY = 50.0  # exp of +-50, times any number of columns, is a normal float32
 
 
+def needs_maximum(temperature: float) -> bool:
+    """Whether similarities may be so large that exp of them needs a row's maximum subtracted first."""
+    return 1 / temperature > MAX_SIMILARITY
+
+
 class Columns(NamedTuple):
     """The contrast set, sorted by class.
 

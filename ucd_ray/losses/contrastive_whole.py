@@ -16,10 +16,10 @@ from torch import Tensor
 from ucd_ray.losses.common import LOG2_E
 from ucd_ray.losses.contrastive_plan import Group, stride_of
 from ucd_ray.losses.contrastive_vectors import (
-    MAX_SIMILARITY,
     Columns,
     add_product,
     multiply,
+    needs_maximum,
     softplus,
 )
 
@@ -52,7 +52,7 @@ def whole_losses(
     for block, margin in zip(blocks, margin_of, strict=True):
         margin.copy_(block)
         block.fill_(-torch.inf)
-    total, log2_total = _sum_exp2(pairs, log2_weights, has_maximum=1 / temperature > MAX_SIMILARITY)
+    total, log2_total = _sum_exp2(pairs, log2_weights, has_maximum=needs_maximum(temperature))
     log_total = log2_total.div_(LOG2_E).add_(shift)
 
     # Of w * log(1 + exp(log_total - s)), over pairs of a class.

@@ -46,12 +46,11 @@ def _common(
     """The last arguments of both kernels, in their order."""
     tensors = (new, *new.stride(), old, *old.stride(), labels.contiguous(), kept)
     sizes = (new.shape[1], knobs.num_old, labels.shape[1], kept.shape[1], knobs.ignore_index)
-    sharpness = knobs.alpha / knobs.temperature
     return (
         *tensors,
         *sizes,
         1 / knobs.temperature,
-        sharpness,
+        knobs.sharpness,
         knobs.temperature != 1,
         PIXELS,
         CHANNELS,

@@ -15,6 +15,11 @@ class Knobs(NamedTuple):
     alpha: float
     temperature: float
 
+    @property
+    def sharpness(self) -> float:
+        """What the old logits are multiplied with before the teacher's softmax."""
+        return self.alpha / self.temperature
+
 
 def kinds(labels: Tensor, knobs: Knobs) -> tuple[Tensor, Tensor]:
     """[b, n] bool: pixels that are not ignored, and those of them with a new class."""
@@ -24,5 +29,4 @@ def kinds(labels: Tensor, knobs: Knobs) -> tuple[Tensor, Tensor]:
 
 def sharpened(old: Tensor, knobs: Knobs) -> Tensor:
     """The old logits of which the teacher is the softmax."""
-    sharpness = knobs.alpha / knobs.temperature
-    return old if sharpness == 1 else old * sharpness
+    return old if knobs.sharpness == 1 else old * knobs.sharpness

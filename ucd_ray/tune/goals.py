@@ -70,6 +70,13 @@ class Goals:
         limited = [name for limit in self.limits for name in limit.names]
         return tuple(dict.fromkeys([*self.objectives, *limited]))
 
+    def place_of(self, metric: str, *, study: str) -> int:
+        """Which of the objectives a metric is.  Raises ConfigError, naming the study, if it is none."""
+        if metric not in self.objectives:
+            hint = did_you_mean(metric, self.objectives)
+            raise ConfigError(f"study '{study}' has no objective '{metric}'; {hint}")
+        return self.objectives.index(metric)
+
     def missing(self, measured: Mapping[str, float]) -> str | None:
         """The first metric that has no number."""
         return next((m for m in self.metrics if math.isnan(measured.get(m, math.nan))), None)

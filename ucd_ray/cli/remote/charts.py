@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ucd_ray.cli.shared import say_beside
 from ucd_ray.drawing.interactive import page_of
-from ucd_ray.errors import ConfigError, RequestRefused, StudyError, did_you_mean
+from ucd_ray.errors import RequestRefused, StudyError
 from ucd_ray.tune.charts import CHARTS, OF_AN_OBJECTIVE, check_chart
 from ucd_ray.tune.goals import goals_of
 from ucd_ray.tune.report import check_place, make_directory, save
@@ -26,10 +26,8 @@ def check(
     """Raises ConfigError for an unknown chart or objective, or a file that cannot be written."""
     for name in names or ():
         check_chart(name)
-    known = goals_of(study.spec).objectives if study.spec else ()
-    if objective is not None and known and objective not in known:
-        hint = did_you_mean(objective, known)
-        raise ConfigError(f"study '{study.name}' has no objective '{objective}'; {hint}")
+    if objective is not None and study.spec:
+        goals_of(study.spec).place_of(objective, study=study.name)
     if picture is not None:
         check_place(picture)
 

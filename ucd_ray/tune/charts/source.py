@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from numpy.typing import ArrayLike, NDArray
 from optuna.trial import FrozenTrial
 
-from ucd_ray.errors import ConfigError, NotDrawn, did_you_mean
+from ucd_ray.errors import NotDrawn
 from ucd_ray.recipe import Recipe
 from ucd_ray.tune.charts.epochs import Curve, read_curves
 from ucd_ray.tune.charts.words import Measure, images_of, measure_of
@@ -70,11 +70,7 @@ class Source:
 
     def place_of(self, metric: str) -> int:
         """Which of the objectives a metric is.  Raises ConfigError if it is none."""
-        known = self.goals.objectives
-        if metric not in known:
-            hint = did_you_mean(metric, known)
-            raise ConfigError(f"study '{self.study}' has no objective '{metric}'; {hint}")
-        return known.index(metric)
+        return self.goals.place_of(metric, study=self.study)
 
     @cached_property
     def replicates(self) -> int:
